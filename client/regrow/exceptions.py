@@ -1,0 +1,218 @@
+"""The errors users meet, under Ray's names.
+
+Every message says what happened, what was tried and what to do.  ``code`` is a short stable word for
+programs (and for the ``error`` column of ``regrow.tasks``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RayError(Exception):
+    """Base of all errors that regrow raises."""
+
+    code: ClassVar[str] = "error"
+
+
+RegrowError = RayError
+
+
+class RayTaskError(RayError):
+    """A task or actor method raised. The instance that ``get`` raises is *also* of the user's type.
+
+    ``cause`` is the user's exception where it could be pickled; ``traceback_str`` the remote
+    traceback as text; ``function_name`` what ran.
+    """
+
+    code = "task_error"
+
+    def __init__(
+        self, function_name: str, traceback_str: str, cause: BaseException | None = None
+    ) -> None:
+        super().__init__(function_name, traceback_str, cause)
+        self.function_name = function_name
+        self.traceback_str = traceback_str
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.function_name} failed:\n{self.traceback_str}"
+
+    def as_instanceof_cause(self) -> RayTaskError:
+        """This error as an instance of the user's exception type too (as in Ray)."""
+        cause_type = type(self.cause)
+        if self.cause is None or isinstance(self.cause, RayTaskError):
+            return self
+        if not issubclass(cause_type, Exception):
+            return self
+        try:
+            dual = type(
+                f"RayTaskError({cause_type.__name__})",
+                (RayTaskError, cause_type),
+                {"__module__": "regrow.exceptions", "__init__": RayTaskError.__init__},
+            )
+            error: RayTaskError = dual(self.function_name, self.traceback_str, self.cause)
+        except TypeError:  # the type forbids subclassing or mixing: the plain error still tells all
+            return self
+        error.__dict__.update({k: v for k, v in vars(self.cause).items() if k not in vars(error)})
+        error.__cause__ = self.cause
+        return error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (RayTaskError, (self.function_name, self.traceback_str, self.cause))
+
+
+class WorkerCrashedError(RayError):
+    """The worker process died while it ran the task, and no retry was left."""
+
+    code = "worker_crashed"
+
+
+class NodeDiedError(RayError):
+    """The node that ran the task died, and the task may not be tried again."""
+
+    code = "node_died"
+
+
+class TaskCancelledError(RayError):
+    """The task was cancelled, by the user or because its job ended."""
+
+    code = "cancelled"
+
+
+class TaskUnschedulableError(RayError):
+    """No node of the cluster can ever offer the resources that the task asks for."""
+
+    code = "unschedulable"
+
+
+class ActorError(RayError):
+    """Base of the errors of actors."""
+
+    code = "actor_error"
+
+
+class RayActorError(ActorError):
+    """The actor is dead or could not be created."""
+
+    code = "actor_died"
+
+
+class ActorDiedError(RayActorError):
+    """The actor died: killed, crashed, or lost with its node."""
+
+    code = "actor_died"
+
+
+class ActorUnschedulableError(ActorError):
+    """No node of the cluster can ever offer the resources that the actor asks for."""
+
+    code = "actor_unschedulable"
+
+
+class ObjectLostError(RayError):
+    """Every copy of the object is gone and it cannot be made again; the message says why."""
+
+    code = "object_lost"
+
+
+class ObjectReconstructionFailedError(ObjectLostError):
+    """The object's task was run again and could not make it."""
+
+    code = "object_reconstruction_failed"
+
+
+class ObjectFreedError(ObjectLostError):
+    """The object was freed."""
+
+    code = "object_freed"
+
+
+class OwnerDiedError(ObjectLostError):
+    """Kept for programs that catch it; regrow's objects survive their owners and never raise it."""
+
+    code = "owner_died"
+
+
+class ReplayDifferenceError(ObjectLostError):
+    """A re-executed task made another result than the one committed before."""
+
+    code = "replay_difference"
+
+
+class ReplayMismatchError(RayError):
+    """The same ``key=`` was submitted with another function or other arguments."""
+
+    code = "replay_mismatch"
+
+
+class GetTimeoutError(RayError, TimeoutError):
+    """``get`` did not have its values in time."""
+
+    code = "get_timeout"
+
+
+class ObjectStoreFullError(RayError):
+    """The object does not fit into the arena and its spill space; the message has the sizes."""
+
+    code = "object_store_full"
+
+
+class OutOfDiskError(RayError):
+    """The spill storage is full."""
+
+    code = "out_of_disk"
+
+
+class OutOfMemoryError(RayError):
+    """The task was ended because its node ran out of memory."""
+
+    code = "out_of_memory"
+
+
+class RaySystemError(RayError):
+    """regrow itself failed in a way that is not the program's fault."""
+
+    code = "system"
+
+
+class RuntimeEnvSetupError(RayError):
+    """The environment asked for could not be set up."""
+
+    code = "runtime_env"
+
+
+class UnsupportedOptionError(RayError, NotImplementedError):
+    """An option that this version does not have; it is never accepted and ignored."""
+
+    code = "unsupported_option"
+
+
+class ClusterConnectionError(RayError, ConnectionError):
+    """The cluster cannot be reached."""
+
+    code = "connection"
+
+
+class ControlStoreError(RaySystemError):
+    """Postgres or the control store refuses to go on; the message says why."""
+
+    code = "control_store"
+
+
+class DatabaseRestoredError(ControlStoreError):
+    """The database is older than what this cluster has committed: it was restored from a backup."""
+
+    code = "database_restored"
+
+
+#: The errors that the system itself makes, by their code: this is how they travel.
+BY_CODE: dict[str, type[RayError]] = {
+    cls.code: cls
+    for cls in (
+        WorkerCrashedError, NodeDiedError, TaskCancelledError, TaskUnschedulableError, ActorDiedError,
+        ActorUnschedulableError, ObjectLostError, ObjectReconstructionFailedError, ObjectFreedError,
+        ReplayDifferenceError, ReplayMismatchError, ObjectStoreFullError, OutOfDiskError,
+        OutOfMemoryError, RaySystemError, ControlStoreError, DatabaseRestoredError,
+    )
+}  # fmt: skip
