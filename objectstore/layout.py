@@ -1,0 +1,179 @@
+"""The serialized form of one object, the same in the arena, in files, and in messages.
+
+Decides how a pickle and its out-of-band buffers lie in one run of bytes, and what the digest of
+an object is: xxh3-128 of exactly that run. It must not know where the run is stored.
+
+    offset 0   magic (4), number of buffers (u32), length of the pickle (u64)
+    16         length of each buffer (u64 each)
+    ...        the pickle
+    ...        each buffer, at the next multiple of 64 from the start; gaps are zero
+
+Integers are little-endian. The run begins at a multiple of 64 in memory, so every buffer does too.
+
+Copying a 100 MB numpy array into a warm arena with its digest (2 cores, ``benchmarks`` style best
+of 5): slice assignment 7.1 GB/s and ``numpy.copyto`` 7.1 GB/s without any digest; xxh3 alone
+19 GB/s; copy and digest by blocks of 64-256 KiB 6.0, of 1 MiB 5.5, of 2 MiB 5.1 GB/s; two threads,
+the second copying the tail, 9.4 GB/s. Blocks of 64 KiB stay under the size from which xxhash
+gives up the interpreter lock: giving it up for every block would cost a switch interval (5 ms)
+each time in a process with another busy thread.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from regrow.objectstore.errors import ObjectCorruptedError
+
+ALIGNMENT = 64
+DIGEST_SIZE = 16
+MAGIC = b"rgO\x01"  # the last byte is the version
+
+_HEADER = struct.Struct("<4sIQ")
+_BLOCK = 64 * 1024
+# From this size the tail of a buffer is copied by a second thread; starting one costs ~0.1 ms.
+_THREADED_COPY_MIN = 16 << 20
+_ZEROS = bytes(ALIGNMENT)
+
+Bytes = bytes | bytearray | memoryview
+
+
+def digest(data: Bytes) -> bytes:
+    """The content digest of a serialized object: xxh3-128, 16 bytes."""
+    return xxhash.xxh3_128_digest(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A serialized object that is still scattered over its parts.
+
+    ``buffers`` are flat, contiguous views of bytes that must stay unchanged until written.
+    """
+
+    pickled: bytes | memoryview
+    buffers: tuple[memoryview, ...]
+    #: Bytes of the whole run.
+    size: int
+
+    def to_bytes(self) -> bytes:
+        """The run as one bytes object: the form of small objects in messages."""
+        if not self.buffers:  # hot path: every small result; 0.2 us over the pickle
+            return _HEADER.pack(MAGIC, 0, len(self.pickled)) + self.pickled
+        run = bytearray(self.size)
+        self.write_into(memoryview(run))
+        return bytes(run)
+
+    def write_into(self, dest: memoryview) -> bytes:
+        """Write the run into the first ``size`` bytes of ``dest`` (writable) in one pass.
+
+        Returns the digest, 16 bytes. ``dest`` may be longer; the rest of it is not touched.
+        """
+        assert len(dest) >= self.size, "destination is too small"
+        hasher = xxhash.xxh3_128()
+        head = _HEADER.pack(MAGIC, len(self.buffers), len(self.pickled))
+        head += struct.pack(f"<{len(self.buffers)}Q", *map(len, self.buffers))
+        dest[: len(head)] = head
+        hasher.update(head)
+        position = _copy(dest, len(head), memoryview(self.pickled), hasher)
+        for buffer in self.buffers:
+            gap = -position % ALIGNMENT
+            dest[position : position + gap] = _ZEROS[:gap]
+            hasher.update(_ZEROS[:gap])
+            position = _copy(dest, position + gap, buffer, hasher)
+        assert position == self.size, "a buffer changed its length"
+        return hasher.digest()
+
+
+def pack(pickled: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Layout:
+    """Lay out a pickle and its out-of-band buffers (flat views of bytes); copies nothing."""
+    if not buffers:
+        return Layout(pickled, (), _HEADER.size + len(pickled))
+    size = _HEADER.size + 8 * len(buffers) + len(pickled)
+    for buffer in buffers:
+        assert buffer.itemsize == 1 and buffer.ndim == 1 and buffer.c_contiguous
+        size += -size % ALIGNMENT + len(buffer)
+    return Layout(pickled, tuple(buffers), size)
+
+
+def unpack(view: Bytes) -> tuple[memoryview, list[memoryview]]:
+    """The pickle and the buffers of a run, as views into it; copies nothing.
+
+    ``view`` is exactly one run. Raises ObjectCorruptedError where its lengths do not add up; the
+    contents are not checked, for that there is ``digest``.
+    """
+    run = memoryview(view)
+    size = len(run)
+    if size < _HEADER.size:
+        raise ObjectCorruptedError(f"object of {size} bytes is shorter than its header")
+    magic, count, pickled_size = _HEADER.unpack_from(run)
+    if magic != MAGIC:
+        raise ObjectCorruptedError(f"object begins with {magic!r} instead of {MAGIC!r}")
+    if count == 0:  # hot path: small objects
+        if pickled_size != size - _HEADER.size:
+            raise ObjectCorruptedError(f"object of {size} bytes claims a pickle of {pickled_size}")
+        return run[_HEADER.size :], []
+    start = _HEADER.size + 8 * count
+    if start + pickled_size > size:
+        raise ObjectCorruptedError(
+            f"object of {size} bytes claims {count} buffers and a pickle of {pickled_size} bytes"
+        )
+    position = start + pickled_size
+    buffers = []
+    for length in struct.unpack_from(f"<{count}Q", run, _HEADER.size):
+        position += -position % ALIGNMENT
+        if position + length > size:
+            raise ObjectCorruptedError(f"object of {size} bytes claims a buffer past its end")
+        buffers.append(run[position : position + length])
+        position += length
+    if position != size:
+        raise ObjectCorruptedError(f"object of {size} bytes describes only {position} of them")
+    return run[start : start + pickled_size], buffers
+
+
+def _copy(dest: memoryview, position: int, source: memoryview, hasher: xxhash.xxh3_128) -> int:
+    """Copy ``source`` to ``dest[position:]`` and feed it to ``hasher``; returns the end."""
+    end = position + len(source)
+    target = dest[position:end]
+    if len(source) >= _THREADED_COPY_MIN and _two_threads_help():
+        _copy_two_threads(target, source, hasher)
+    else:
+        _copy_blocks(target, source, hasher)
+    return end
+
+
+def _copy_blocks(target: memoryview, source: memoryview, hasher: xxhash.xxh3_128) -> None:
+    for start in range(0, len(source), _BLOCK):  # hot path; figures at the top
+        block = source[start : start + _BLOCK]
+        target[start : start + _BLOCK] = block
+        hasher.update(block)
+
+
+def _two_threads_help() -> bool:
+    # Only numpy copies without the interpreter lock; a process that has not loaded it by now
+    # has no large arrays, and loading it here would start threads in a fork server.
+    return "numpy" in sys.modules and len(os.sched_getaffinity(0)) > 1
+
+
+def _copy_two_threads(target: memoryview, source: memoryview, hasher: xxhash.xxh3_128) -> None:
+    """Copy and digest the head here while a second thread copies the tail, then digest that.
+
+    The tail is one call, so the second thread needs the interpreter lock only to begin and end.
+    """
+    import numpy
+
+    split = len(source) * 45 // 100  # both are done at about the same time
+    tail = numpy.frombuffer(target[split:], dtype=numpy.uint8)
+    tail_source = numpy.frombuffer(source[split:], dtype=numpy.uint8)
+    copier = threading.Thread(target=numpy.copyto, args=(tail, tail_source), name="regrow-copy")
+    copier.start()
+    try:
+        _copy_blocks(target[:split], source[:split], hasher)
+    finally:
+        copier.join()
+    hasher.update(source[split:])
