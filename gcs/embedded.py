@@ -489,9 +489,10 @@ def _postmaster(home: _Home) -> _Postmaster | None:
 def _command_line(pid: int) -> list[bytes]:
     """The arguments of a living process; empty for a zombie, which counts as dead."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return []
+    return line.split(b"\0") if line else []
 
 
 def _is_our_server(home: _Home, pid: int) -> bool:
