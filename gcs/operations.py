@@ -35,7 +35,7 @@ class _Value(Struct, frozen=True, gc=False):
 # --- the log of a node ----------------------------------------------------------------------------
 
 
-class Outcome(_Value):
+class Outcome(_Value, frozen=True):
     """How a task ended. On an error ``returns`` has one element, which all its objects share."""
 
     task_id: bytes
@@ -50,7 +50,7 @@ class Outcome(_Value):
     error: str = ""
 
 
-class Submitted(_Value):
+class Submitted(_Value, frozen=True):
     """A spec enters the log, with its outcome if the task finished before this flush."""
 
     header: TaskHeader
@@ -64,7 +64,7 @@ class Submitted(_Value):
     outcome: Outcome | None = None
 
 
-class NewHolder(_Value):
+class NewHolder(_Value, frozen=True):
     """An unfinished task moves to another node, or begins its next attempt on this one."""
 
     task_id: bytes
@@ -72,7 +72,7 @@ class NewHolder(_Value):
     holder: tuple[int, int]
 
 
-class PutRow(_Value):
+class PutRow(_Value, frozen=True):
     """An object that ``put`` made; without ``data`` it is large."""
 
     object_id: bytes
@@ -84,7 +84,7 @@ class PutRow(_Value):
     refs: list[bytes]
 
 
-class Event(_Value):
+class Event(_Value, frozen=True):
     """Something people want to find in ``regrow.events``."""
 
     kind: str
@@ -92,7 +92,7 @@ class Event(_Value):
     message: str
 
 
-class Batch(_Value):
+class Batch(_Value, frozen=True):
     """The records of one append, all or nothing."""
 
     functions: list[FunctionDef] = []
@@ -110,7 +110,7 @@ class Batch(_Value):
     rebuilt: list[tuple[bytes, bool]] = []
 
 
-class Append(_Value):
+class Append(_Value, frozen=True):
     """One call of ``regrow.append``. Batch numbers of an incarnation start at 1 and have no gaps."""
 
     node: int
@@ -129,7 +129,7 @@ BEHIND: Final = "behind"
 CONFLICT: Final = "conflict"
 
 
-class AppendResult(_Value):
+class AppendResult(_Value, frozen=True):
     """``verdict`` is one of the four above; ``detail`` names the task of a conflict."""
 
     verdict: str
@@ -139,7 +139,7 @@ class AppendResult(_Value):
 # --- leadership and membership --------------------------------------------------------------------
 
 
-class Lead(_Value):
+class Lead(_Value, frozen=True):
     """Acquire or renew leadership (epoch 0: acquire). -> Leadership"""
 
     holder: str
@@ -147,7 +147,7 @@ class Lead(_Value):
     ttl_s: float
 
 
-class Leadership(_Value):
+class Leadership(_Value, frozen=True):
     """``epoch`` 0: another one leads."""
 
     epoch: int
@@ -156,11 +156,11 @@ class Leadership(_Value):
     now: float
 
 
-class NotLeader(_Value):
+class NotLeader(_Value, frozen=True):
     """The write was refused: the epoch is over. Nothing was written."""
 
 
-class RegisterNode(_Value):
+class RegisterNode(_Value, frozen=True):
     """A node joins (``view.node_id`` 0) or comes back, as a new incarnation: an incarnation of it that
     was still alive is fenced in the same transaction. -> NodeRegistered"""
 
@@ -169,7 +169,7 @@ class RegisterNode(_Value):
     ttl_s: float
 
 
-class NodeRegistered(_Value):
+class NodeRegistered(_Value, frozen=True):
     """The identity, and the incarnation that was fenced by it (0: none)."""
 
     node_id: int
@@ -177,11 +177,11 @@ class NodeRegistered(_Value):
     fenced: int
 
 
-class ReadLeases(_Value):
+class ReadLeases(_Value, frozen=True):
     """-> Leases"""
 
 
-class Leases(_Value):
+class Leases(_Value, frozen=True):
     """Of nodes alive: (node, incarnation, seconds left on Postgres's clock; negative: expired).
 
     ``database_up_s``: how long the server is up (after a restart a lease is given time)."""
@@ -190,7 +190,7 @@ class Leases(_Value):
     database_up_s: float
 
 
-class Fence(_Value):
+class Fence(_Value, frozen=True):
     """Declares an incarnation dead and reassigns, in the same transaction, every unfinished task whose
     holder is not alive: to its submitter if that is alive, else to one of ``heirs`` in turn, with the
     next attempt. Without heirs the tasks keep their dead holder until a ``Sweep``. -> NodeFenced
@@ -205,7 +205,7 @@ class Fence(_Value):
     only_expired: bool = False
 
 
-class NodeFenced(_Value):
+class NodeFenced(_Value, frozen=True):
     """``landed`` False: it was dead already, or its lease was renewed. ``reassigned`` by new holder."""
 
     landed: bool
@@ -215,14 +215,14 @@ class NodeFenced(_Value):
     actors: list[tuple[bytes, int]] = []
 
 
-class Sweep(_Value):
+class Sweep(_Value, frozen=True):
     """Reassigns, like Fence, every unfinished task whose holder is not alive. -> NodeFenced"""
 
     epoch: int
     heirs: list[tuple[int, int]]
 
 
-class NodeLeft(_Value):
+class NodeLeft(_Value, frozen=True):
     """A node stopped in good order: as Fence, without an attempt used up. -> NodeFenced"""
 
     epoch: int
@@ -234,7 +234,7 @@ class NodeLeft(_Value):
 # --- jobs, actors, functions ----------------------------------------------------------------------
 
 
-class CreateJob(_Value):
+class CreateJob(_Value, frozen=True):
     """A new job with its partition. -> JobCreated"""
 
     epoch: int
@@ -243,19 +243,19 @@ class CreateJob(_Value):
     pid: int
 
 
-class JobCreated(_Value):
+class JobCreated(_Value, frozen=True):
     """Its number."""
 
     job: int
 
 
-class ReadJob(_Value):
+class ReadJob(_Value, frozen=True):
     """-> JobRow"""
 
     job: int
 
 
-class JobRow(_Value):
+class JobRow(_Value, frozen=True):
     """``found`` False: no such job. ``running``: it has not ended."""
 
     found: bool
@@ -263,7 +263,7 @@ class JobRow(_Value):
     running: bool = False
 
 
-class EndJob(_Value):
+class EndJob(_Value, frozen=True):
     """The job ends as "finished" or "failed"; its unfinished tasks are marked cancelled, its actors
     dead, in the same transaction. -> Done"""
 
@@ -272,11 +272,11 @@ class EndJob(_Value):
     status: str
 
 
-class Done(_Value):
+class Done(_Value, frozen=True):
     """It was written."""
 
 
-class ReserveActorName(_Value):
+class ReserveActorName(_Value, frozen=True):
     """-> ActorRow (the holder of the name, ours if it was free)"""
 
     epoch: int
@@ -287,7 +287,7 @@ class ReserveActorName(_Value):
     function_id: bytes
 
 
-class ReadActor(_Value):
+class ReadActor(_Value, frozen=True):
     """By id, or by name where the id is empty. -> ActorRow. An actor that was never named and has not
     started yet is found through its creation task."""
 
@@ -296,7 +296,7 @@ class ReadActor(_Value):
     namespace: str = ""
 
 
-class ActorRow(_Value):
+class ActorRow(_Value, frozen=True):
     """``found`` False: none. ``state``: "pending", "alive", "dead"."""
 
     found: bool
@@ -310,13 +310,13 @@ class ActorRow(_Value):
     error: SystemFailure | None = None
 
 
-class ReadFunctions(_Value):
+class ReadFunctions(_Value, frozen=True):
     """-> FunctionRows"""
 
     function_ids: list[bytes]
 
 
-class FunctionRows(_Value):
+class FunctionRows(_Value, frozen=True):
     """Those that exist."""
 
     functions: list[FunctionDef]
@@ -325,25 +325,25 @@ class FunctionRows(_Value):
 # --- recovery -------------------------------------------------------------------------------------
 
 
-class ReadTasks(_Value):
+class ReadTasks(_Value, frozen=True):
     """-> TaskRows, in the order asked"""
 
     task_ids: list[bytes]
 
 
-class TaskRows(_Value):
+class TaskRows(_Value, frozen=True):
     """``holder`` of a pending task may be dead (then ``Sweep`` first)."""
 
     tasks: list[TaskState]
 
 
-class ReadObjects(_Value):
+class ReadObjects(_Value, frozen=True):
     """-> ObjectRows, in the order asked"""
 
     object_ids: list[bytes]
 
 
-class ObjectRow(_Value):
+class ObjectRow(_Value, frozen=True):
     """What the log knows of an object.
 
     ``known`` False: nothing (its spec is not committed yet, or never will be). A finished one has a
@@ -363,13 +363,13 @@ class ObjectRow(_Value):
     made_by: str = "task"
 
 
-class ObjectRows(_Value):
+class ObjectRows(_Value, frozen=True):
     """In the order asked."""
 
     objects: list[ObjectRow]
 
 
-class ReadLineage(_Value):
+class ReadLineage(_Value, frozen=True):
     """The ancestry of lost objects: their producers, the producers of the large arguments of those,
     and so on, ``depth`` levels at most. -> Lineage"""
 
@@ -378,7 +378,7 @@ class ReadLineage(_Value):
     limit: int = 5000
 
 
-class LineageTask(_Value):
+class LineageTask(_Value, frozen=True):
     """A task of an ancestry. ``needs`` are its arguments (top-level and nested) that are not small:
     whether copies of them exist only the directory knows."""
 
@@ -393,14 +393,14 @@ class LineageTask(_Value):
     level: int
 
 
-class Lineage(_Value):
+class Lineage(_Value, frozen=True):
     """Breadth first. ``complete`` False: limits were met; ask on from the last level's needs."""
 
     tasks: list[LineageTask]
     complete: bool
 
 
-class GrantRebuilds(_Value):
+class GrantRebuilds(_Value, frozen=True):
     """Writes one ``regrow.rebuilds`` row per task (its holder, open) and returns their specs, in the
     order asked. A task with an open rebuild whose holder is alive is left out. -> RebuildsGranted"""
 
@@ -409,7 +409,7 @@ class GrantRebuilds(_Value):
     holder: tuple[int, int]
 
 
-class RebuildsGranted(_Value):
+class RebuildsGranted(_Value, frozen=True):
     """``digests`` of each task's returns are in its HeldTask."""
 
     tasks: list[HeldTask]
@@ -418,24 +418,24 @@ class RebuildsGranted(_Value):
     elsewhere: list[tuple[bytes, int]]
 
 
-class ReadNodes(_Value):
+class ReadNodes(_Value, frozen=True):
     """-> NodeRows (all that ever were, newest incarnation each)"""
 
 
-class NodeRows(_Value):
+class NodeRows(_Value, frozen=True):
     """As last written."""
 
     nodes: list[NodeView]
 
 
-class WriteEvent(_Value):
+class WriteEvent(_Value, frozen=True):
     """-> Done"""
 
     epoch: int
     event: Event
 
 
-class UpdateResources(_Value):
+class UpdateResources(_Value, frozen=True):
     """A node's totals, for SQL readers. -> Done"""
 
     epoch: int

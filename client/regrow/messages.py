@@ -45,7 +45,7 @@ class _Wire(Struct, array_like=True, frozen=True, gc=False):
     """Base of the parts of messages."""
 
 
-class TaskHeader(_Wire):
+class TaskHeader(_Wire, frozen=True):
     """The part of a spec that nodes decode. A full spec is a ``TaskSpec``, whose first fields these
     are: msgspec skips the rest."""
 
@@ -73,7 +73,7 @@ class TaskHeader(_Wire):
     strategy: str
 
 
-class TaskSpec(TaskHeader):
+class TaskSpec(TaskHeader, frozen=True):
     """What a client submits. Only the client and the worker look at what follows the header."""
 
     #: Packed ``(args, kwargs)``; top-level references are ``Placeholder(i)`` into ``deps``.
@@ -84,7 +84,7 @@ class TaskSpec(TaskHeader):
     options: bytes = b""
 
 
-class Value(_Wire):
+class Value(_Wire, frozen=True):
     """An object as it is told to whoever waits for it."""
 
     object_id: bytes
@@ -97,7 +97,7 @@ class Value(_Wire):
     refs: list[bytes] = []
 
 
-class SystemFailure(_Wire):
+class SystemFailure(_Wire, frozen=True):
     """Why the system gave up; packed as the ``data`` of a SYSTEM_ERROR."""
 
     #: ``regrow.exceptions.BY_CODE``
@@ -105,7 +105,7 @@ class SystemFailure(_Wire):
     message: str
 
 
-class Return(_Wire):
+class Return(_Wire, frozen=True):
     """One return value, as its worker tells it. Without ``data`` it lies in the arena, sealed."""
 
     size: int
@@ -114,7 +114,7 @@ class Return(_Wire):
     refs: list[bytes] = []
 
 
-class TaskDone(_Wire):
+class TaskDone(_Wire, frozen=True):
     """A worker finished a task. On an error, ``returns`` has one element, which all indices share."""
 
     task_id: bytes
@@ -126,7 +126,7 @@ class TaskDone(_Wire):
     retry: bool = False
 
 
-class Location(_Wire):
+class Location(_Wire, frozen=True):
     """Where in the arena (or in a fallback file) a client finds an object that is pinned for it."""
 
     object_id: bytes
@@ -137,7 +137,7 @@ class Location(_Wire):
     path: str = ""
 
 
-class RunTask(_Wire):
+class RunTask(_Wire, frozen=True):
     """A task as it is given to a worker. ``inline`` and ``located`` together hold all ``deps``."""
 
     spec: Raw
@@ -146,7 +146,7 @@ class RunTask(_Wire):
     located: list[Location]
 
 
-class FunctionDef(_Wire):
+class FunctionDef(_Wire, frozen=True):
     """A function or class, content-addressed. ``pickled`` is cloudpickle's bytes."""
 
     function_id: bytes
@@ -156,7 +156,7 @@ class FunctionDef(_Wire):
     fingerprint: bytes = b""
 
 
-class PutValue(_Wire):
+class PutValue(_Wire, frozen=True):
     """A small put: the bytes themselves."""
 
     object_id: bytes
@@ -175,7 +175,7 @@ class _Message(Struct, array_like=True, frozen=True, gc=False):
 # --- client -> node -------------------------------------------------------------------------------
 
 
-class Hello(_Message, tag=1):
+class Hello(_Message, frozen=True, tag=1):
     """First on a connection, before the node reads anything else."""
 
     version: int
@@ -190,26 +190,26 @@ class Hello(_Message, tag=1):
     entrypoint: str = ""
 
 
-class Submit(_Message, tag=2):
+class Submit(_Message, frozen=True, tag=2):
     """Tasks, in order. ``resent`` after a reconnection: they may be known already."""
 
     specs: list[Raw]
     resent: bool = False
 
 
-class DefineFunctions(_Message, tag=3):
+class DefineFunctions(_Message, frozen=True, tag=3):
     """Sent before the first spec that names them."""
 
     functions: list[FunctionDef]
 
 
-class Put(_Message, tag=4):
+class Put(_Message, frozen=True, tag=4):
     """Small puts."""
 
     values: list[PutValue]
 
 
-class Create(_Message, tag=5):
+class Create(_Message, frozen=True, tag=5):
     """Asks for room in the arena; answered by ``Created``. The client then writes and seals."""
 
     object_id: bytes
@@ -217,7 +217,7 @@ class Create(_Message, tag=5):
     size: int
 
 
-class Seal(_Message, tag=6):
+class Seal(_Message, frozen=True, tag=6):
     """A large put is written (a large result is sealed by its ``TaskDone`` instead)."""
 
     object_id: bytes
@@ -228,61 +228,61 @@ class Seal(_Message, tag=6):
     refs: list[bytes] = []
 
 
-class Subscribe(_Message, tag=7):
+class Subscribe(_Message, frozen=True, tag=7):
     """Asks for a ``Values`` about each object once it is there; own submissions need not ask."""
 
     object_ids: list[bytes]
 
 
-class Read(_Message, tag=8):
+class Read(_Message, frozen=True, tag=8):
     """Asks for large objects to be brought here and pinned; each is answered in a ``Located``."""
 
     object_ids: list[bytes]
 
 
-class Release(_Message, tag=9):
+class Release(_Message, frozen=True, tag=9):
     """Pins that the client no longer needs: (object id, attempt)."""
 
     pins: list[tuple[bytes, int]]
 
 
-class Borrow(_Message, tag=10):
+class Borrow(_Message, frozen=True, tag=10):
     """The client now holds these references without having made them."""
 
     object_ids: list[bytes]
 
 
-class Drop(_Message, tag=11):
+class Drop(_Message, frozen=True, tag=11):
     """The client holds these references no longer."""
 
     object_ids: list[bytes]
 
 
-class Done(_Message, tag=12):
+class Done(_Message, frozen=True, tag=12):
     """A worker's finished tasks."""
 
     tasks: list[TaskDone]
 
 
-class Returned(_Message, tag=13):
+class Returned(_Message, frozen=True, tag=13):
     """Tasks that a worker had queued and gives back unstarted."""
 
     task_ids: list[bytes]
 
 
-class Blocked(_Message, tag=14):
+class Blocked(_Message, frozen=True, tag=14):
     """The running task waits (in get, wait or for credit): its CPU can be used by others."""
 
     task_id: bytes
 
 
-class Unblocked(_Message, tag=15):
+class Unblocked(_Message, frozen=True, tag=15):
     """The running task goes on. It does not wait for its CPU back, as in Ray."""
 
     task_id: bytes
 
 
-class Output(_Message, tag=16):
+class Output(_Message, frozen=True, tag=16):
     """Lines that a worker's program printed. ``stream`` is 1 or 2."""
 
     stream: int
@@ -291,7 +291,7 @@ class Output(_Message, tag=16):
     lines: list[str]
 
 
-class Ask(_Message, tag=17):
+class Ask(_Message, frozen=True, tag=17):
     """A question that is answered by one ``Answer`` with the same number."""
 
     number: int
@@ -301,13 +301,13 @@ class Ask(_Message, tag=17):
     body: bytes = b""
 
 
-class Bye(_Message, tag=18):
+class Bye(_Message, frozen=True, tag=18):
     """The client leaves in good order; of a driver: its job ends."""
 
     failed: bool = False
 
 
-class Started(_Message, tag=19):
+class Started(_Message, frozen=True, tag=19):
     """A worker began a task that was queued on it (sent with the next batch; a hint for balance)."""
 
     task_id: bytes
@@ -316,7 +316,7 @@ class Started(_Message, tag=19):
 # --- node -> client -------------------------------------------------------------------------------
 
 
-class Welcome(_Message, tag=40):
+class Welcome(_Message, frozen=True, tag=40):
     """The answer to ``Hello``."""
 
     node_id: int
@@ -332,26 +332,26 @@ class Welcome(_Message, tag=40):
     home: str = ""
 
 
-class Refused(_Message, tag=41):
+class Refused(_Message, frozen=True, tag=41):
     """The answer to a ``Hello`` that is not accepted; the connection closes."""
 
     code: str
     message: str
 
 
-class Committed(_Message, tag=42):
+class Committed(_Message, frozen=True, tag=42):
     """So many more of the client's specs and puts are in Postgres: its window moves on."""
 
     count: int
 
 
-class Values(_Message, tag=43):
+class Values(_Message, frozen=True, tag=43):
     """Objects that are there (or will never be: errors are values too)."""
 
     values: list[Value]
 
 
-class Created(_Message, tag=44):
+class Created(_Message, frozen=True, tag=44):
     """Room for an object. With ``error`` there is none."""
 
     object_id: bytes
@@ -359,7 +359,7 @@ class Created(_Message, tag=44):
     error: SystemFailure | None = None
 
 
-class Located(_Message, tag=45):
+class Located(_Message, frozen=True, tag=45):
     """Objects that were asked for with ``Read``, pinned."""
 
     locations: list[Location]
@@ -367,20 +367,20 @@ class Located(_Message, tag=45):
     values: list[Value] = []
 
 
-class Run(_Message, tag=46):
+class Run(_Message, frozen=True, tag=46):
     """Tasks for a worker, in order; ``functions`` it has not seen before."""
 
     tasks: list[RunTask]
     functions: list[FunctionDef] = []
 
 
-class TakeBack(_Message, tag=47):
+class TakeBack(_Message, frozen=True, tag=47):
     """Asks a worker to return so many of its unstarted tasks, newest first."""
 
     count: int
 
 
-class Printed(_Message, tag=48):
+class Printed(_Message, frozen=True, tag=48):
     """Output of workers, for the driver to print."""
 
     node_id: int
@@ -388,7 +388,7 @@ class Printed(_Message, tag=48):
     output: Output
 
 
-class Answer(_Message, tag=49):
+class Answer(_Message, frozen=True, tag=49):
     """To an ``Ask``."""
 
     number: int
@@ -396,11 +396,11 @@ class Answer(_Message, tag=49):
     error: SystemFailure | None = None
 
 
-class Exit(_Message, tag=50):
+class Exit(_Message, frozen=True, tag=50):
     """Asks a worker to end after its present task."""
 
 
-class ReplayDifference(_Message, tag=51):
+class ReplayDifference(_Message, frozen=True, tag=51):
     """A re-executed task made another result than the one that was committed; a warning."""
 
     object_id: bytes
@@ -410,7 +410,7 @@ class ReplayDifference(_Message, tag=51):
 # --- node <-> node --------------------------------------------------------------------------------
 
 
-class PeerHello(_Message, tag=60):
+class PeerHello(_Message, frozen=True, tag=60):
     """First on a connection between nodes (both ways); ``token`` is the cluster's."""
 
     version: int
@@ -421,7 +421,7 @@ class PeerHello(_Message, tag=60):
     purpose: str = "control"
 
 
-class HandedTask(_Wire):
+class HandedTask(_Wire, frozen=True):
     """A task whose holder is now the receiver. ``values`` are small arguments; ``sources`` say where
     others are (object id, node id); ``submitter`` is the node that waits for the result."""
 
@@ -432,58 +432,58 @@ class HandedTask(_Wire):
     sources: list[tuple[bytes, int]]
 
 
-class HandOver(_Message, tag=61):
+class HandOver(_Message, frozen=True, tag=61):
     """Tasks and actor calls, in order, with the functions they need that were not sent before."""
 
     tasks: list[HandedTask]
     functions: list[FunctionDef] = []
 
 
-class PeerValues(_Message, tag=62):
+class PeerValues(_Message, frozen=True, tag=62):
     """Results, to a node that waits for them. Without data they lie at the sender."""
 
     values: list[Value]
 
 
-class Watch(_Message, tag=63):
+class Watch(_Message, frozen=True, tag=63):
     """The sender (or ``node_id``, if given) waits for these objects, which the receiver makes."""
 
     object_ids: list[bytes]
     node_id: int = 0
 
 
-class PeerDrop(_Message, tag=64):
+class PeerDrop(_Message, frozen=True, tag=64):
     """The sender needs these objects no longer."""
 
     object_ids: list[bytes]
 
 
-class GiveBack(_Message, tag=65):
+class GiveBack(_Message, frozen=True, tag=65):
     """The receiver of a ``HandOver`` cannot run these: it has logged the sender as their holder."""
 
     tasks: list[HandedTask]
 
 
-class KillActor(_Message, tag=66):
+class KillActor(_Message, frozen=True, tag=66):
     """To the actor's node."""
 
     actor_id: bytes
     no_restart: bool = True
 
 
-class PeerOutput(_Message, tag=67):
+class PeerOutput(_Message, frozen=True, tag=67):
     """Workers' output for a driver that is connected to the receiver."""
 
     printed: Printed
 
 
-class Fetch(_Message, tag=68):
+class Fetch(_Message, frozen=True, tag=68):
     """On a bulk connection: asks for one object; answered by ``Fetched`` and then ``size`` bytes."""
 
     object_id: bytes
 
 
-class Fetched(_Message, tag=69):
+class Fetched(_Message, frozen=True, tag=69):
     """``size`` of -1: the object is not here."""
 
     object_id: bytes
@@ -494,7 +494,7 @@ class Fetched(_Message, tag=69):
 # --- node -> control store ------------------------------------------------------------------------
 
 
-class NodeView(_Wire):
+class NodeView(_Wire, frozen=True):
     """A node as others see it."""
 
     node_id: int
@@ -513,7 +513,7 @@ class NodeView(_Wire):
     object_store_memory: int = 0
 
 
-class Register(_Message, tag=80):
+class Register(_Message, frozen=True, tag=80):
     """A node joins; ``node_id`` 0 asks for a new id, else it is a new incarnation of an old one."""
 
     version: int
@@ -521,21 +521,21 @@ class Register(_Message, tag=80):
     view: NodeView
 
 
-class NodeStatus(_Message, tag=81):
+class NodeStatus(_Message, frozen=True, tag=81):
     """What a node has free; sent when it changes, at most every 50 ms."""
 
     available: Resources
     queued: int
 
 
-class ObjectsHere(_Message, tag=82):
+class ObjectsHere(_Message, frozen=True, tag=82):
     """Large objects of which the node has (or no longer has) a copy: (id, size)."""
 
     added: list[tuple[bytes, int]]
     removed: list[bytes] = []
 
 
-class Locate(_Message, tag=83):
+class Locate(_Message, frozen=True, tag=83):
     """Where are these objects? Each is answered in a ``Locations``; what is lost is rebuilt.
 
     ``gone`` names nodes that turned out not to have an object they were said to have."""
@@ -544,14 +544,14 @@ class Locate(_Message, tag=83):
     gone: list[tuple[bytes, int]] = []
 
 
-class LookUpTasks(_Message, tag=84):
+class LookUpTasks(_Message, frozen=True, tag=84):
     """Of the children that a replayed parent (or a driver that resends) submits: which are known?"""
 
     number: int
     task_ids: list[bytes]
 
 
-class Suspect(_Message, tag=85):
+class Suspect(_Message, frozen=True, tag=85):
     """The connection to a peer was reset; ``refused`` if it could not be made anew either."""
 
     node_id: int
@@ -559,7 +559,7 @@ class Suspect(_Message, tag=85):
     refused: bool
 
 
-class OpenJob(_Message, tag=86):
+class OpenJob(_Message, frozen=True, tag=86):
     """A driver arrived. ``job`` not 0: it comes back after its node died."""
 
     number: int
@@ -568,7 +568,7 @@ class OpenJob(_Message, tag=86):
     pid: int
 
 
-class CloseJob(_Message, tag=87):
+class CloseJob(_Message, frozen=True, tag=87):
     """A driver left. ``lost``: its connection broke, it may come back within the grace."""
 
     job: int
@@ -576,7 +576,7 @@ class CloseJob(_Message, tag=87):
     lost: bool = False
 
 
-class NameActor(_Message, tag=88):
+class NameActor(_Message, frozen=True, tag=88):
     """Reserves a name; answered by ``Reply`` (with an error if it is taken)."""
 
     number: int
@@ -587,7 +587,7 @@ class NameActor(_Message, tag=88):
     function_id: bytes
 
 
-class ActorHere(_Message, tag=89):
+class ActorHere(_Message, frozen=True, tag=89):
     """An actor runs on this node, or died (``error``)."""
 
     actor_id: bytes
@@ -596,7 +596,7 @@ class ActorHere(_Message, tag=89):
     error: SystemFailure | None = None
 
 
-class FindActor(_Message, tag=90):
+class FindActor(_Message, frozen=True, tag=90):
     """Where is this actor (by id, or by name if the id is empty)? ``ActorAt`` follows, now or when it
     is known; one by an unknown name is answered at once with an error."""
 
@@ -606,7 +606,7 @@ class FindActor(_Message, tag=90):
     namespace: str = ""
 
 
-class AskStore(_Message, tag=91):
+class AskStore(_Message, frozen=True, tag=91):
     """A general question of the node or its client; answered by ``Reply``."""
 
     number: int
@@ -614,26 +614,26 @@ class AskStore(_Message, tag=91):
     body: bytes = b""
 
 
-class FetchFunctions(_Message, tag=92):
+class FetchFunctions(_Message, frozen=True, tag=92):
     """Functions that the node has not seen; answered by ``Functions``."""
 
     function_ids: list[bytes]
 
 
-class Rebuilt(_Message, tag=93):
+class Rebuilt(_Message, frozen=True, tag=93):
     """Rebuilds that ended here: (task id, differs from the committed digest)."""
 
     tasks: list[tuple[bytes, bool]]
 
 
-class Leave(_Message, tag=94):
+class Leave(_Message, frozen=True, tag=94):
     """The node stops in good order."""
 
 
 # --- control store -> node ------------------------------------------------------------------------
 
 
-class Registered(_Message, tag=110):
+class Registered(_Message, frozen=True, tag=110):
     """The node's identity, from now on part of all it says and logs."""
 
     node_id: int
@@ -644,20 +644,20 @@ class Registered(_Message, tag=110):
     storage: str
 
 
-class RegisterRefused(_Message, tag=111):
+class RegisterRefused(_Message, frozen=True, tag=111):
     """The token or version is wrong."""
 
     code: str
     message: str
 
 
-class Nodes(_Message, tag=112):
+class Nodes(_Message, frozen=True, tag=112):
     """The cluster as it is now (whole list)."""
 
     nodes: list[NodeView]
 
 
-class NodeDied(_Message, tag=113):
+class NodeDied(_Message, frozen=True, tag=113):
     """An incarnation was fenced, in Postgres; what it held is reassigned."""
 
     node_id: int
@@ -665,7 +665,7 @@ class NodeDied(_Message, tag=113):
     reason: str
 
 
-class HeldTask(_Wire):
+class HeldTask(_Wire, frozen=True):
     """A task the receiver now holds, or is to run again for its lost objects."""
 
     spec: Raw
@@ -675,21 +675,21 @@ class HeldTask(_Wire):
     digests: list[bytes] = []
 
 
-class Reassigned(_Message, tag=114):
+class Reassigned(_Message, frozen=True, tag=114):
     """Tasks of a fenced node; the receiver is their holder already."""
 
     tasks: list[HeldTask]
     functions: list[FunctionDef] = []
 
 
-class Rebuild(_Message, tag=115):
+class Rebuild(_Message, frozen=True, tag=115):
     """Finished tasks that the receiver is to run again, producers before consumers."""
 
     tasks: list[HeldTask]
     functions: list[FunctionDef] = []
 
 
-class Whereabouts(_Wire):
+class Whereabouts(_Wire, frozen=True):
     """Of one object. Exactly one of: ``value`` (small, or an error), ``nodes`` (copies there),
     ``stored`` (a storage path), ``maker`` (the node that makes it now: it was told to tell us)."""
 
@@ -702,13 +702,13 @@ class Whereabouts(_Wire):
     digest: bytes = b""
 
 
-class Locations(_Message, tag=116):
+class Locations(_Message, frozen=True, tag=116):
     """Answers ``Locate``; again whenever an answer changes from unknown to known."""
 
     objects: list[Whereabouts]
 
 
-class TaskState(_Wire):
+class TaskState(_Wire, frozen=True):
     """What the log knows of a task: ``known`` False means nothing; a ``status`` not PENDING comes with
     all its values (large ones without data); ``holder`` of a pending one runs it."""
 
@@ -719,14 +719,14 @@ class TaskState(_Wire):
     values: list[Value] = []
 
 
-class TaskStates(_Message, tag=117):
+class TaskStates(_Message, frozen=True, tag=117):
     """Answers ``LookUpTasks``."""
 
     number: int
     tasks: list[TaskState]
 
 
-class JobOpened(_Message, tag=118):
+class JobOpened(_Message, frozen=True, tag=118):
     """Answers ``OpenJob``."""
 
     number: int
@@ -735,13 +735,13 @@ class JobOpened(_Message, tag=118):
     error: SystemFailure | None = None
 
 
-class JobClosed(_Message, tag=119):
+class JobClosed(_Message, frozen=True, tag=119):
     """Its tasks, actors and objects on this node are to be dropped."""
 
     job: int
 
 
-class ActorAt(_Message, tag=120):
+class ActorAt(_Message, frozen=True, tag=120):
     """Where an actor is; ``number`` as in ``FindActor``, 0 when told unasked."""
 
     number: int
@@ -752,7 +752,7 @@ class ActorAt(_Message, tag=120):
     error: SystemFailure | None = None
 
 
-class Reply(_Message, tag=121):
+class Reply(_Message, frozen=True, tag=121):
     """Answers ``NameActor`` and ``AskStore``."""
 
     number: int
@@ -760,23 +760,23 @@ class Reply(_Message, tag=121):
     error: SystemFailure | None = None
 
 
-class Functions(_Message, tag=122):
+class Functions(_Message, frozen=True, tag=122):
     """Answers ``FetchFunctions``."""
 
     functions: list[FunctionDef]
 
 
-class Fenced(_Message, tag=123):
+class Fenced(_Message, frozen=True, tag=123):
     """The receiver was declared dead: it must drop everything and register anew."""
 
     reason: str
 
 
-class Stop(_Message, tag=124):
+class Stop(_Message, frozen=True, tag=124):
     """The cluster ends; the node stops in good order."""
 
 
-class WatchFor(_Message, tag=125):
+class WatchFor(_Message, frozen=True, tag=125):
     """``node_id`` waits for these objects, which the receiver makes."""
 
     object_ids: list[bytes]

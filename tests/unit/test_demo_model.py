@@ -25,9 +25,7 @@ def train() -> model.Floats:
     for epoch in range(EPOCHS):
         shards = [model.shard(rows, epoch, index, SHARDS) for index in range(SHARDS)]
         for step in range(STEPS):
-            gradients = [
-                model.gradient(weights, model.batch(part, step, STEPS)) for part in shards
-            ]
+            gradients = [model.gradient(weights, model.batch(part, step, STEPS)) for part in shards]
             weights, velocity = model.momentum_step(weights, velocity, gradients)
     return weights
 
