@@ -96,7 +96,7 @@ def pack(pickled: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Lay
         return Layout(pickled, (), _HEADER.size + len(pickled))
     size = _HEADER.size + 8 * len(buffers) + len(pickled)
     for buffer in buffers:
-        assert buffer.itemsize == 1 and buffer.ndim == 1 and buffer.c_contiguous
+        assert (buffer.itemsize, buffer.ndim, buffer.c_contiguous) == (1, 1, True)
         size += -size % ALIGNMENT + len(buffer)
     return Layout(pickled, tuple(buffers), size)
 
@@ -165,12 +165,12 @@ def _copy_two_threads(target: memoryview, source: memoryview, hasher: xxhash.xxh
 
     The tail is one call, so the second thread needs the interpreter lock only to begin and end.
     """
-    import numpy
+    import numpy as np
 
     split = len(source) * 45 // 100  # both are done at about the same time
-    tail = numpy.frombuffer(target[split:], dtype=numpy.uint8)
-    tail_source = numpy.frombuffer(source[split:], dtype=numpy.uint8)
-    copier = threading.Thread(target=numpy.copyto, args=(tail, tail_source), name="regrow-copy")
+    tail = np.frombuffer(target[split:], dtype=np.uint8)
+    tail_source = np.frombuffer(source[split:], dtype=np.uint8)
+    copier = threading.Thread(target=np.copyto, args=(tail, tail_source), name="regrow-copy")
     copier.start()
     try:
         _copy_blocks(target[:split], source[:split], hasher)

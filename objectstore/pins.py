@@ -49,9 +49,9 @@ def pinned_view(
 def _array_type() -> type[Any]:
     global _pinned_array_type
     if _pinned_array_type is None:
-        import numpy
+        import numpy as np
 
-        class PinnedArray(numpy.ndarray[Any, Any]):
+        class PinnedArray(np.ndarray[Any, Any]):
             """The exporter behind a pinned view; never handed out as an array."""
 
             token: _Token

@@ -61,14 +61,18 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
     elif inspect.ismethod(value):
         yield ".__self__", value.__self__
     if not inspect.isfunction(value):
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, Mapping):
-            for name, item in attributes.items():
-                if not (isinstance(value, type) and name.startswith("__")):
-                    yield f".{name}", item
-        for name in _slots(value):
-            if hasattr(value, name):
-                yield f".{name}", getattr(value, name)
+        yield from _attributes(value)
+
+
+def _attributes(value: object) -> Iterator[tuple[str, object]]:
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, Mapping):
+        for name, item in attributes.items():
+            if not (isinstance(value, type) and name.startswith("__")):
+                yield f".{name}", item
+    for name in _slots(value):
+        if hasattr(value, name):
+            yield f".{name}", getattr(value, name)
 
 
 def _captured(function: object) -> Iterator[tuple[str, object]]:
