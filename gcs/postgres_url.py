@@ -202,5 +202,7 @@ def _explain(error: psycopg.Error, target: _Target, timeout_s: float) -> Postgre
         sentence = f"Postgres at {place} has no user named {target.user}"
     else:
         last = [line.strip() for line in said.splitlines() if line.strip()][-1:]
-        sentence = f"cannot connect to Postgres at {place}: {''.join(last) or 'no reason was given'}"
+        sentence = (
+            f"cannot connect to Postgres at {place}: {''.join(last) or 'no reason was given'}"
+        )
     return PostgresUnavailableError(sentence)
