@@ -45,7 +45,21 @@ def choose_victims(
         run = _cheapest_run(size, extents, by_offset, reclaimable, spill_room)
     if run is None:
         return None
-    return _objects_between(run[0], run[1], extents, by_offset)
+    victims = _objects_between(*run, extents, by_offset)
+    return _without_needless(victims, *run, size)
+
+
+def _without_needless(
+    victims: list[ObjectCopy], start: int, end: int, size: int
+) -> list[ObjectCopy]:
+    """Spare objects at both ends of a run that is longer than ``size``."""
+    first, last = 0, len(victims)
+    while end - _end(victims[first]) >= size:
+        start = _end(victims[first])
+        first += 1
+    while _start(victims[last - 1]) - start >= size:
+        last -= 1
+    return victims[first:last]
 
 
 def _first_run(
@@ -59,8 +73,7 @@ def _first_run(
         if cost > spill_room:
             continue
         spill_room -= cost
-        assert copy.offset is not None
-        start, end = copy.offset, copy.offset + rounded(copy.size)
+        start, end = _start(copy), _end(copy)
         taken += end - start
         while True:  # join the neighbours; each run is joined once, so this is O(1) a victim
             if end in end_of:
@@ -103,18 +116,17 @@ def _cheapest_run(
     low = 0  # end of the last extent before the window
     cost = 0
     first = 0
-    for index, (offset, copy) in enumerate(used):
+    for index, (_, copy) in enumerate(used):
         if not reclaimable(copy):
-            low, cost, first = offset + rounded(copy.size), 0, index + 1
+            low, cost, first = _end(copy), 0, index + 1
             continue
         cost += spill_cost(copy)
         high = used[index + 1][0] if index + 1 < len(used) else extents.capacity
         while first <= index:
-            left_offset, left = used[first]
-            left_end = left_offset + rounded(left.size)
-            if high - left_end < size:
+            left = used[first][1]
+            if high - _end(left) < size:
                 break
-            low, cost, first = left_end, cost - spill_cost(left), first + 1
+            low, cost, first = _end(left), cost - spill_cost(left), first + 1
         if high - low >= size and cost < best_cost:
             best, best_cost = (low, high), cost
     return best
@@ -132,5 +144,14 @@ def _objects_between(
             start += free
         else:
             objects.append(copy)
-            start += rounded(copy.size)
+            start = _end(copy)
     return objects
+
+
+def _start(copy: ObjectCopy) -> int:
+    assert copy.offset is not None
+    return copy.offset
+
+
+def _end(copy: ObjectCopy) -> int:
+    return _start(copy) + rounded(copy.size)

@@ -18,7 +18,7 @@ import socket
 
 import xxhash
 
-_BLOCK = 1 << 20
+_BLOCK = 256 << 10  # two processes over loopback: 2.7 GB/s; with 1 MiB 2.3
 
 
 async def send_object(

@@ -1,0 +1,118 @@
+"""The serialized form of an object."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regrow.objectstore import layout
+from regrow.objectstore.errors import ObjectCorruptedError
+
+parts = st.tuples(st.binary(max_size=300), st.lists(st.binary(max_size=300), max_size=6))
+
+
+def packed(pickled: bytes, buffers: list[bytes]) -> layout.Layout:
+    return layout.pack(pickled, [memoryview(buffer) for buffer in buffers])
+
+
+@given(parts)
+def test_unpack_returns_what_was_packed(parts: tuple[bytes, list[bytes]]) -> None:
+    pickled, buffers = parts
+    run = packed(pickled, buffers).to_bytes()
+    assert len(run) == packed(pickled, buffers).size
+    view, views = layout.unpack(run)
+    assert bytes(view) == pickled
+    assert [bytes(view) for view in views] == buffers
+
+
+@given(parts, st.integers(0, 255))
+def test_bytes_and_digest_do_not_depend_on_what_lay_in_memory(
+    parts: tuple[bytes, list[bytes]], dirt: int
+) -> None:
+    packed_parts = packed(*parts)
+    memory = bytearray([dirt]) * (packed_parts.size + 5)
+    digest = packed_parts.write_into(memoryview(memory))
+    run = packed_parts.to_bytes()
+    assert memory[: packed_parts.size] == run
+    assert memory[packed_parts.size :] == bytes([dirt]) * 5, "wrote past its end"
+    assert digest == layout.digest(run)
+    assert len(digest) == layout.DIGEST_SIZE
+
+
+@given(parts)
+def test_buffers_are_aligned_and_not_copied(parts: tuple[bytes, list[bytes]]) -> None:
+    memory = np.zeros(8192 + 64, np.uint8)
+    start = -memory.ctypes.data % layout.ALIGNMENT
+    packed_parts = packed(*parts)
+    view = memoryview(memory)[start : start + packed_parts.size]
+    packed_parts.write_into(view)
+    for buffer in layout.unpack(view)[1]:
+        if len(buffer):
+            array = np.frombuffer(buffer, np.uint8)
+            assert array.ctypes.data % layout.ALIGNMENT == 0
+            assert np.shares_memory(array, memory)
+
+
+@given(parts, st.data())
+def test_damaged_lengths_are_told_and_never_read_past_the_end(
+    parts: tuple[bytes, list[bytes]], data: st.DataObject
+) -> None:
+    run = packed(*parts).to_bytes()
+    header = 16 + 8 * len(parts[1])
+    position = data.draw(st.integers(0, header - 1))
+    flip = data.draw(st.integers(1, 255))
+    damaged = bytearray(run)
+    damaged[position] ^= flip
+    try:
+        view, views = layout.unpack(bytes(damaged))
+    except ObjectCorruptedError:
+        return
+    # Lengths may shift bytes between parts without changing the sum; the digest tells then.
+    assert len(view) + sum(map(len, views)) <= len(run)
+    assert layout.digest(damaged) != layout.digest(run)
+
+
+@given(parts, st.data())
+def test_a_truncated_or_extended_run_is_told(
+    parts: tuple[bytes, list[bytes]], data: st.DataObject
+) -> None:
+    run = packed(*parts).to_bytes()
+    cut = data.draw(st.integers(0, len(run) - 1))
+    for wrong in (run[:cut], run + b"x"):
+        with pytest.raises(ObjectCorruptedError):
+            layout.unpack(wrong)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_never_raise_anything_else(noise: bytes) -> None:
+    for run in (noise, layout.MAGIC + noise):
+        try:
+            layout.unpack(run)
+        except ObjectCorruptedError:
+            continue
+
+
+def test_a_claim_of_four_billion_buffers_allocates_nothing() -> None:
+    with pytest.raises(ObjectCorruptedError):
+        layout.unpack(struct.pack("<4sIQ", layout.MAGIC, 2**32 - 1, 0) + bytes(100))
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 100))
+def test_the_two_threaded_copy_writes_the_same_bytes(extra: int) -> None:
+    size = (17 << 20) + extra
+    source = np.arange(size, dtype=np.uint32).view(np.uint8)[:size]
+    packed_array = layout.pack(b"pickle", [memoryview(source)])
+    memory = np.full(packed_array.size, 255, np.uint8)
+    digest = packed_array.write_into(memoryview(memory))
+    assert digest == layout.digest(memoryview(memory))
+    assert np.array_equal(np.frombuffer(layout.unpack(memoryview(memory))[1][0], np.uint8), source)
+
+
+def test_a_destination_too_small_is_a_programming_error() -> None:
+    with pytest.raises(AssertionError, match="too small"):
+        packed(b"abc", []).write_into(memoryview(bytearray(3)))
