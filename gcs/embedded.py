@@ -1,41 +1,34 @@
 """Runs a private Postgres server for one data directory, with nothing installed by hand.
 
-Decides where the binaries come from, where the data lives, which operating-system user runs the
-server, and whether a server seen in a pid file is really ours. It must not open a connection or
-know a schema, and it never deletes data except in `destroy`.
+Decides the server's settings, how it is started and stopped, and whether a server seen in a pid
+file is really ours. It must not open a connection or know a schema, and it never deletes data
+except in `destroy`.
 
 The server listens on a Unix socket in a folder of mode 0700 and nowhere else; whoever may enter
 that folder is trusted. `postgres_supervisor` is its parent.
 
-Postgres refuses to run as root. For root the data therefore lives in a folder under the system's
-state directory (`REGROW_SYSTEM_STATE`, default /var/lib/regrow), owned by an unprivileged user, and
-the asked directory holds a file, `location`, that names it. No permission of any existing folder is
-changed for this.
+Where the data lies, which for root is not where it was asked for, says `postgres_home`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
-import pwd
 import re
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
 from regrow.gcs import postgres_binaries, postgres_supervisor
-from regrow.gcs.postgres_binaries import EmbeddedPostgresError, ServerUser, find_binaries
+from regrow.gcs.postgres_binaries import EmbeddedPostgresError, find_binaries
+from regrow.gcs.postgres_home import POLL_INTERVAL_S, Home, claim_home, find_home, locked, resolved
 
 __all__ = [
     "EmbeddedPostgresError",
@@ -49,9 +42,6 @@ __all__ = [
 
 DATABASE = "regrow"
 SUPERUSER = "regrow"
-POLL_INTERVAL_S = 0.01
-#: A Unix socket's whole path may have 107 bytes; the server appends /.s.PGSQL.<port>.
-MAX_SOCKET_DIRECTORY_BYTES = 89
 MAX_LOG_BYTES = 8 << 20
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -104,30 +94,6 @@ class EmbeddedServer:
 
 
 @dataclass(frozen=True)
-class _Home:
-    """Where one server keeps its things, and who runs it."""
-
-    asked: Path
-    path: Path
-    user: ServerUser
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "postgres.log"
-
-    @property
-    def socket_directory(self) -> Path:
-        inside = self.path / "run"
-        if len(os.fsencode(inside)) <= MAX_SOCKET_DIRECTORY_BYTES:
-            return inside
-        return Path(tempfile.gettempdir()) / f"regrow-pg-{_digest(self.path)}"
-
-
-@dataclass(frozen=True)
 class _Postmaster:
     """A living server of ours, as its pid file describes it."""
 
@@ -152,12 +118,11 @@ def start(
     recovering then, and a later call finds it.
     """
     deadline = time.monotonic() + timeout_s
-    data_dir = Path(os.path.abspath(data_dir))
     running = status(data_dir)
     if running is not None:
         return running
-    home = _claim_home(data_dir)
-    with _locked(home, deadline):
+    home = claim_home(resolved(data_dir))
+    with locked(home, deadline):
         if _postmaster(home) is None:
             binaries = postgres_binaries.select(home.data, home.user)
             if not home.data.exists():
@@ -169,7 +134,7 @@ def start(
 
 def status(data_dir: Path) -> EmbeddedServer | None:
     """Return the server of this data directory if one runs and accepts connections."""
-    home = _find_home(Path(os.path.abspath(data_dir)))
+    home = find_home(resolved(data_dir))
     if home is None:
         return None
     postmaster = _postmaster(home)
@@ -188,121 +153,55 @@ def stop(data_dir: Path, mode: str = "fast", timeout_s: float = 10) -> None:
     signals = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
     if mode not in signals:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(signals)}")
-    home = _find_home(Path(os.path.abspath(data_dir)))
+    home = find_home(resolved(data_dir))
     if home is None:
         return
-    deadline = time.monotonic() + timeout_s
-    with _locked(home, deadline + 10):
+    with locked(home, time.monotonic() + timeout_s + 10):
         postmaster = _postmaster(home)
-        if postmaster is None:
-            return
-        processes = [postmaster.pid, *_supervisor_of(postmaster.pid)]
-        _send(home, postmaster.pid, signals[mode])
-        if _await_gone(processes, deadline):
-            return
-        _send(home, postmaster.pid, signal.SIGQUIT)
-        # The server itself kills what does not heed SIGQUIT, after five seconds.
-        if not _await_gone(processes, time.monotonic() + 10):
+        if postmaster is not None and not _stop(home, postmaster.pid, signals[mode], timeout_s):
             raise EmbeddedPostgresError(
                 f"Postgres process {postmaster.pid} on {data_dir} does not stop; "
                 f"its log is {home.log}"
             )
+        with contextlib.suppress(OSError):  # not made yet, or a socket of somebody else's in it
+            home.socket_directory.rmdir()
+
+
+def _stop(home: Home, pid: int, number: signal.Signals, timeout_s: float) -> bool:
+    """Send this signal, after `timeout_s` another; whether server and supervisor are gone then."""
+    processes = [pid, *_supervisor_of(pid)]
+    _send(home, pid, number)
+    if _await_gone(processes, time.monotonic() + timeout_s):
+        return True
+    _send(home, pid, signal.SIGQUIT)
+    # The server itself kills what does not heed SIGQUIT, after five seconds.
+    return _await_gone(processes, time.monotonic() + 10)
 
 
 def destroy(data_dir: Path) -> None:
     """Stop the server of this data directory and delete all of its data for good."""
     stop(data_dir, mode="immediate")
-    home = _find_home(Path(os.path.abspath(data_dir)))
-    if home is None:
-        return
-    shutil.rmtree(home.socket_directory, ignore_errors=True)
-    shutil.rmtree(home.path)
-    (home.asked / "location").unlink(missing_ok=True)
-
-
-# Where things are
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-
-
-def _find_home(asked: Path) -> _Home | None:
-    """Return the home of an existing server, or None if none was ever made here."""
-    pointer = asked / "location"
+    asked = resolved(data_dir)
     try:
-        path = Path(pointer.read_text().strip())
+        path = Path((asked / "location").read_text().strip())
     except (FileNotFoundError, NotADirectoryError):
         path = asked
-    except PermissionError:
-        raise EmbeddedPostgresError(
-            f"{asked} may not be read by this user; run as its owner or choose another directory"
-        ) from None
-    try:
-        owner = (path / "data").stat().st_uid
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
-    me = os.geteuid()
-    if path == asked and owner == me and me != 0:
-        return _Home(asked, path, ServerUser.current())
-    if path != asked and me == 0:
-        return _Home(asked, path, ServerUser.by_uid(owner))
-    raise EmbeddedPostgresError(
-        f"the Postgres data in {path} belongs to user {_user_name(owner)}"
-        f"{', for root' if path != asked else ''}; "
-        "run as that user or choose another directory"
-    )
-
-
-def _claim_home(asked: Path) -> _Home:
-    """Return the home of this data directory, making its folders and its pointer as needed."""
-    existing = _find_home(asked)
-    if existing is not None:
-        return existing
-    try:
-        asked.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() != 0:
-            return _Home(asked, asked, ServerUser.current())
-        with _exclusive(asked / "lock", time.monotonic() + 30):
-            return _claim_system_home(asked)
-    except OSError as error:
-        raise EmbeddedPostgresError(f"cannot create {error.filename}: {error.strerror}") from error
-
-
-def _claim_system_home(asked: Path) -> _Home:
-    """For root: a folder of the unprivileged user's own, with a pointer to it in `asked`."""
-    user = ServerUser.unprivileged()
-    pointer = asked / "location"
-    if pointer.exists():
-        path = Path(pointer.read_text().strip())
-    else:
-        state = postgres_binaries.system_state()
-        # The random part keeps a directory that was deleted and made anew from finding old data.
-        path = state / f"{_digest(asked)}-{secrets.token_hex(4)}"
-        unfinished = asked / "location.new"
-        unfinished.write_text(f"{path}\n")
-        unfinished.rename(pointer)
-    path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    (path / "asked").write_text(f"{asked}\n")
-    if not user.can_reach(path):
-        raise EmbeddedPostgresError(
-            f"user {user.name}, who must run Postgres for root, cannot enter {path}; "
-            "set REGROW_SYSTEM_STATE to a directory that every user may enter"
-        )
-    return _Home(asked, path, user)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    for name in ("data", "data.new", "run"):
+        if (path / name).exists():
+            shutil.rmtree(path / name)
+    for name in ("postgresql.conf", "pg_hba.conf", "postgres.log", "postgres.log.1", "asked"):
+        (path / name).unlink(missing_ok=True)
+    for folder in (path, asked):
+        (folder / "lock").unlink(missing_ok=True)
+        (folder / "location").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not ours alone, or never made
+            folder.rmdir()
 
 
 # Creating and configuring
 
 
-def _create_data(home: _Home, binaries: Path, *, fsync: bool) -> None:
+def _create_data(home: Home, binaries: Path, *, fsync: bool) -> None:
     """Make the database cluster beside its place and rename it there when it is complete."""
     unfinished = home.path / "data.new"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -319,7 +218,7 @@ def _create_data(home: _Home, binaries: Path, *, fsync: bool) -> None:
     unfinished.rename(home.data)
 
 
-def _run(home: _Home, command: list[str], stdin: str = "") -> None:
+def _run(home: Home, command: list[str], stdin: str = "") -> None:
     try:
         done = subprocess.run(
             command,
@@ -347,7 +246,7 @@ def _environment() -> dict[str, str]:
 
 
 def _write_configuration(
-    home: _Home,
+    home: Home,
     binaries: postgres_binaries.Binaries,
     *,
     fsync: bool,
@@ -382,7 +281,7 @@ def _write(path: Path, text: str) -> None:
 # Running
 
 
-def _launch(home: _Home, binaries: Path, deadline: float) -> None:
+def _launch(home: Home, binaries: Path, deadline: float) -> None:
     """Start the supervisor and wait until the server runs or has said why it will not."""
     if home.log.exists() and home.log.stat().st_size > MAX_LOG_BYTES:
         home.log.rename(home.log.with_suffix(".log.1"))
@@ -394,16 +293,13 @@ def _launch(home: _Home, binaries: Path, deadline: float) -> None:
             return
         said = _log_since(home, log_size)
         if not any(text in said for text in PREDECESSOR_NOT_GONE) or time.monotonic() > deadline:
-            reasons = re.findall(r"(?:FATAL|PANIC): +(.*)", said) or said.split("\n")[-2:]
-            reason = "; ".join(line.strip() for line in reasons if line.strip())
             raise EmbeddedPostgresError(
-                f"Postgres did not start on {home.data}: {reason or 'it gave no reason'} "
-                f"(log: {home.log})"
+                f"Postgres did not start on {home.data}: {_reason(said)} (log: {home.log})"
             )
         time.sleep(POLL_INTERVAL_S * 5)
 
 
-def _launch_once(home: _Home, binaries: Path, deadline: float) -> bool:
+def _launch_once(home: Home, binaries: Path, deadline: float) -> bool:
     """Start the supervisor once; False if the server ended before it was ready."""
     configuration = f"config_file={home.path / 'postgresql.conf'}"
     server = [str(binaries / "postgres"), "-D", str(home.data), "-c", configuration]
@@ -440,7 +336,7 @@ def _ended(pipe: int) -> bool:
         return False
 
 
-def _await_ready(home: _Home, deadline: float) -> EmbeddedServer:
+def _await_ready(home: Home, deadline: float) -> EmbeddedServer:
     while True:
         postmaster = _postmaster(home)
         if postmaster is not None and postmaster.ready:
@@ -453,14 +349,14 @@ def _await_ready(home: _Home, deadline: float) -> EmbeddedServer:
         time.sleep(POLL_INTERVAL_S)
 
 
-def _describe(home: _Home, postmaster: _Postmaster) -> EmbeddedServer:
+def _describe(home: Home, postmaster: _Postmaster) -> EmbeddedServer:
     port = "" if postmaster.port == 5432 else f"&port={postmaster.port}"
     host = quote(postmaster.socket_directory, safe="/")
     url = f"postgresql://{SUPERUSER}@/{DATABASE}?host={host}{port}"
     return EmbeddedServer(url, postmaster.pid, home.asked)
 
 
-def _log_since(home: _Home, offset: int) -> str:
+def _log_since(home: Home, offset: int) -> str:
     try:
         with home.log.open("rb") as log:
             log.seek(offset)
@@ -469,10 +365,17 @@ def _log_since(home: _Home, offset: int) -> str:
         return ""
 
 
+def _reason(said: str) -> str:
+    """The lines of a server's log that tell why it ended, as one."""
+    told = r"(?:FATAL|PANIC): +(.*)|LOG: +((?:invalid value|unrecognized|could not).*)"
+    reasons = [fatal or log for fatal, log in re.findall(told, said)] or said.splitlines()[-2:]
+    return "; ".join(reasons) or "it gave no reason"
+
+
 # Which process is ours
 
 
-def _postmaster(home: _Home) -> _Postmaster | None:
+def _postmaster(home: Home) -> _Postmaster | None:
     """Return the living server that the pid file names, if it is one and is ours."""
     try:
         lines = (home.data / "postmaster.pid").read_text().splitlines()
@@ -495,7 +398,7 @@ def _command_line(pid: int) -> list[bytes]:
     return line.split(b"\0") if line else []
 
 
-def _is_our_server(home: _Home, pid: int) -> bool:
+def _is_our_server(home: Home, pid: int) -> bool:
     """Judge by the command line: a pid alone may by now belong to any process."""
     command = _command_line(pid)
     return (
@@ -516,7 +419,7 @@ def _supervisor_of(pid: int) -> list[int]:
     return [parent] if script in _command_line(parent) else []
 
 
-def _remove_foreign_pid_file(home: _Home) -> None:
+def _remove_foreign_pid_file(home: Home) -> None:
     """Remove a pid file whose pid now belongs to another process or to a zombie.
 
     Postgres would take either for a running server. A pid file with a dead pid stays: by it
@@ -531,7 +434,7 @@ def _remove_foreign_pid_file(home: _Home) -> None:
         path.unlink(missing_ok=True)
 
 
-def _send(home: _Home, pid: int, number: signal.Signals) -> None:
+def _send(home: Home, pid: int, number: signal.Signals) -> None:
     if _is_our_server(home, pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -543,31 +446,3 @@ def _await_gone(pids: list[int], deadline: float) -> bool:
             return False
         time.sleep(POLL_INTERVAL_S)
     return True
-
-
-# Locks
-
-
-def _locked(home: _Home, deadline: float) -> contextlib.AbstractContextManager[None]:
-    return _exclusive(home.path / "lock", deadline)
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path, deadline: float) -> Iterator[None]:
-    """Hold a lock file among starters; the kernel releases it if its holder dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise EmbeddedPostgresError(
-                        f"another process has been starting or stopping Postgres for too long; "
-                        f"it holds {path}"
-                    ) from None
-                time.sleep(POLL_INTERVAL_S)
-        yield
-    finally:
-        os.close(descriptor)

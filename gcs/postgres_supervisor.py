@@ -7,9 +7,9 @@ It decides nothing about data, settings or restarts: when the server ends, it en
 Why it exists: a postmaster whose parent neither waits for it nor dies stays a zombie, and a zombie
 still answers `kill(pid, 0)`, so the next server refuses to start on its pid file.
 
-On its standard output, which the starter keeps as a pipe: `PID SERVER_PID` once the server has been
-forked, and end of file when the server is gone. SIGTERM and SIGINT ask the server for a fast
-shutdown, SIGQUIT for an immediate one.
+It writes nothing on its standard output, a pipe that the starter reads: end of file there means
+that the server is gone. SIGTERM and SIGINT ask the server for a fast shutdown, SIGQUIT for an
+immediate one.
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ def supervise(uid: int, gid: int, log_path: str, command: list[str]) -> int:
     for received, sent in FORWARDED_SIGNALS.items():
         signal.signal(received, lambda *_, sent=sent: os.kill(server_pid, sent))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
-    try:
-        os.write(1, f"{os.getpid()} {server_pid}\n".encode())
-    except BrokenPipeError:
-        pass  # the starter has gone; the server is wanted all the same
     _, status = os.waitpid(server_pid, 0)
     return 0 if status == 0 else 1
 

@@ -24,8 +24,12 @@ URL_FORM = "postgresql://USER@HOST:PORT/DATABASE"
 PASSWORD_PLACES = "PGPASSWORD, ~/.pgpass or REGROW_POSTGRES"
 
 _SQLALCHEMY_DRIVER = re.compile(r"^(postgres(?:ql)?)\+\w+://")
-#: `password=...` in a query or in key=value form, quoted (the closing quote may be missing) or not.
-_PASSWORD_FIELD = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]*)", re.IGNORECASE)
+#: A password in a URL's query, and in key=value form: quoted, quoted without an end, or bare.
+_QUERY_FIELD = re.compile(r"(password=)[^&]*", re.IGNORECASE)
+_KEY_VALUE_FIELD = re.compile(
+    r"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*'(?=\s|$)|'.*|.*?(?=\s+\w+\s*=|$))",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class PostgresUnavailableError(Exception):
@@ -42,15 +46,17 @@ def redact_url(url: str) -> str:
 
     Also for text that cannot be parsed: whatever might be a password is taken for one.
     """
-    shown = _PASSWORD_FIELD.sub(r"\1***", url)
-    scheme, separator, rest = shown.partition("://")
-    if separator:
-        # A password may hold an unescaped @ or /, so the last @ of all ends the credentials.
-        credentials, at, place = rest.rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        if at and colon:
-            shown = f"{scheme}://{user}:***@{place}"
-    return shown
+    scheme, separator, rest = url.partition("://")
+    # A password may hold an unescaped @ or /, so the last @ of all ends the credentials.
+    credentials, at, place = (rest if separator else url).rpartition("@")
+    if not separator:
+        shown = _KEY_VALUE_FIELD.sub(r"\1***", url)
+        return f"***@{place}" if at and shown == url else shown
+    if _QUERY_FIELD.search(credentials):
+        return f"{scheme}://***"  # the last @ may be within a password in the query
+    user, colon, _ = credentials.partition(":")
+    secret = ":***" if colon else ""
+    return f"{scheme}://{user}{secret}{at}" + _QUERY_FIELD.sub(r"\1***", place)
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,7 @@ def _explain(error: psycopg.Error, target: _Target, timeout_s: float) -> Postgre
     """Word a failed connection; libpq tells its causes apart only in English prose."""
     said = target.scrub(str(error))
     place = target.place
-    pgconn = error.pgconn
-    if pgconn is not None and pgconn.needs_password and not pgconn.used_password:
+    if "no password supplied" in said:
         sentence = (
             f"Postgres at {place} asks for the password of {target.user} and none was given; "
             f"set it in {PASSWORD_PLACES}"

@@ -1,0 +1,103 @@
+"""Postgres servers of a test's own, for tests that stop, kill or misconfigure one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from regrow.gcs import embedded
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, system_state: Path) -> Iterator[Path]:
+    """A directory for one embedded server, which is stopped and deleted after the test."""
+    folder = tmp_path / "postgres"
+    yield folder
+    embedded.destroy(folder)
+    assert_no_server_of(system_state, tmp_path)
+
+
+def assert_no_server_of(*folders: Path) -> None:
+    """Fail if a server or supervisor whose data is under `folders`, but not the session's, lives.
+
+    The session's own server is told by its data directory, which no test's folder contains.
+    """
+    asked = {str(folder) for folder in folders}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "-D" not in command:
+            continue
+        home = Path(command[command.index("-D") + 1]).parent
+        owner = home / "asked"
+        place = owner.read_text().strip() if owner.exists() else str(home)
+        for folder in asked:
+            assert not place.startswith(folder), f"left behind: {' '.join(command)}"
+
+
+@dataclass(frozen=True)
+class PasswordServer:
+    """A server on loopback TCP that asks for a password."""
+
+    port: int
+    user: str
+    password: str
+    #: The URL of the same server for its owner, over its Unix socket.
+    owner_url: str
+
+    def url(self, password: str | None = None, database: str = "regrow", user: str = "") -> str:
+        """A URL with this password in it, or with none."""
+        secret = "" if password is None else f":{password}"
+        return f"postgresql://{user or self.user}{secret}@127.0.0.1:{self.port}/{database}"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def password_server(
+    system_state: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PasswordServer]:
+    """A second server, reached as a server that the user runs would be."""
+    folder = tmp_path_factory.mktemp("password-server")
+    rules = system_state / "password_hba.conf"
+    rules.write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+    port = free_port()
+    settings = {"listen_addresses": "127.0.0.1", "port": str(port), "hba_file": str(rules)}
+    server = embedded.start(folder, fsync=False, settings=settings)
+    password = "correct-horse-battery"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE visitor LOGIN PASSWORD '{password}'")
+    yield PasswordServer(port, "visitor", password, server.url)
+    embedded.destroy(folder)
+    rules.unlink()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own; deleted after the test."""
+    parent = Path(tempfile.mkdtemp(prefix="regrow-test-"))
+    parent.chmod(0o755)
+    yield parent
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def as_root() -> None:
+    """For tests of what only root can do, such as running a server as another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root runs the server as another user")
