@@ -55,7 +55,7 @@ test: venv
 lint: venv
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/lint-imports
 
 types: venv
 	$(VENV)/bin/mypy -p regrow

@@ -47,6 +47,8 @@ def redact_url(url: str) -> str:
     Also for text that cannot be parsed: whatever might be a password is taken for one.
     """
     scheme, separator, rest = url.partition("://")
+    if not re.fullmatch(r"\s*[\w+.-]*", scheme):
+        separator = ""  # key=value form with :// somewhere in a value
     # A password may hold an unescaped @ or /, so the last @ of all ends the credentials.
     credentials, at, place = (rest if separator else url).rpartition("@")
     if not separator:
