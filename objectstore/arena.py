@@ -112,9 +112,7 @@ def receive_fd(sock: socket.socket, max_message: int = 4096) -> tuple[bytes, int
     """
     # Not socket.recv_fds: it drops its flags, so the descriptor could leak into a child.
     room = socket.CMSG_LEN(array.array("i").itemsize)
-    message, ancillary, _flags, _address = sock.recvmsg(
-        max_message, room, socket.MSG_CMSG_CLOEXEC
-    )
+    message, ancillary, _flags, _address = sock.recvmsg(max_message, room, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -234,7 +234,7 @@ class StoreCore:
         """The object's copy here, doomed ones included; not to be changed."""
         return self._book.copies.get(key)
 
-    def keys(self) -> list[ObjectKey]:
+    def object_keys(self) -> list[ObjectKey]:
         """Every object of this node, oldest first."""
         return list(self._book.copies)
 

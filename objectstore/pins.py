@@ -17,20 +17,26 @@ _pinned_array_type: type[Any] | None = None
 
 
 class _Token:
-    """Calls back when it dies. Dies with the array that holds it, hence with its last view."""
+    """Calls back when it dies. Dies with the array that holds it, hence with its last view.
 
-    __slots__ = ("_on_release",)
+    Holds the arena's own view: numpy keeps only the mapping behind it, and a mapping without
+    views is unmapped by ``Arena.close``.
+    """
+
+    __slots__ = ("_memory", "_on_release")
 
     def __init__(self, on_release: Callable[[], None]) -> None:
         self._on_release = on_release
+        self._memory: memoryview | None = None
+
+    def hold(self, memory: memoryview) -> None:
+        self._memory = memory
 
     def __del__(self) -> None:
         self._on_release()
 
 
-def pinned_view(
-    arena: Arena, offset: int, size: int, on_release: Callable[[], None]
-) -> memoryview:
+def pinned_view(arena: Arena, offset: int, size: int, on_release: Callable[[], None]) -> memoryview:
     """A read-only view of ``size`` bytes at ``offset``; ``on_release`` fires exactly once.
 
     It fires when the last view made of this one dies, on whatever thread drops it and possibly
@@ -40,8 +46,9 @@ def pinned_view(
     # Python 3.11 has no __buffer__, and a memoryview keeps only the innermost exporter alive:
     # so the exporter is a numpy array of our own type, and the token is an attribute of it.
     token = _Token(on_release)
-    view = arena.view(offset, size).toreadonly()
-    exporter = _array_type()((size,), "u1", view)
+    memory = arena.view(offset, size).toreadonly()
+    token.hold(memory)
+    exporter = _array_type()((size,), "u1", memory)
     exporter.token = token
     return memoryview(exporter)
 

@@ -106,8 +106,6 @@ def serialize(value: object, *, ref_types: frozenset[type] = frozenset()) -> Ser
     stack.append(collector)
     try:
         pickled = _dumps(value, buffers, ref_types)
-    except RecursionError as error:
-        raise SerializationError(f"cannot pickle {type(value)!r}: nested too deeply") from error
     except Exception as error:  # anything a user's __reduce__ or __getstate__ may raise
         raise SerializationError(explain(value, error)) from error
     finally:

@@ -70,9 +70,7 @@ async def recv_object(
     return hasher.digest()
 
 
-async def _writable(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, timeout_s: float
-) -> None:
+async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket, timeout_s: float) -> None:
     ready = loop.create_future()
 
     def wake() -> None:

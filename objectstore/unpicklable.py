@@ -18,6 +18,8 @@ MAX_TRIES = 500
 
 def explain(value: object, error: Exception) -> str:
     """One sentence: the path from ``value`` to the innermost part that fails, and its error."""
+    if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
+        return f"cannot serialize the value: its {type(value).__qualname__} is nested too deeply"
     path = ""
     tries = MAX_TRIES
     for _ in range(MAX_DEPTH):

@@ -7,8 +7,8 @@ from itertools import count
 
 import pytest
 
-from regrow.objectstore.core import StoreCore
 from regrow.objectstore.copies import CopyState
+from regrow.objectstore.core import StoreCore
 from regrow.objectstore.effects import (
     DeleteFile,
     DeleteSpilled,

@@ -137,10 +137,11 @@ class Shell(RuleBasedStateMachine):
         if location is not None:
             assert key not in self.freed
             self.pins[client, key] = self.pins.get((client, key), 0) + 1
-        elif copy is not None and not copy.doomed:
-            if copy.state in (CopyState.SPILLED, CopyState.RESTORING):
-                self.pins[client, key] = self.pins.get((client, key), 0) + 1
-                self.carry_out(self.core.restore(key, client))
+        elif copy is None or copy.doomed:
+            return
+        elif copy.state in (CopyState.SPILLED, CopyState.RESTORING):
+            self.pins[client, key] = self.pins.get((client, key), 0) + 1
+            self.carry_out(self.core.restore(key, client))
 
     @rule(key=keys, client=CLIENTS, n=st.integers(1, 3))
     def unpin(self, key: ObjectKey, client: str, n: int) -> None:
@@ -199,7 +200,7 @@ class Shell(RuleBasedStateMachine):
     @invariant()
     def books_agree(self) -> None:
         self.core.check()
-        for key in self.core.keys():
+        for key in self.core.object_keys():
             copy = self.core.lookup(key)
             assert copy is not None
             assert copy.pins == sum(n for pin, n in self.pins.items() if pin[1] == key)
@@ -208,8 +209,8 @@ class Shell(RuleBasedStateMachine):
                 self.read(key, copy.offset, copy.size)
             if copy.spilled:
                 assert self.storage[key] == self.content(key, copy.size)
-        assert set(self.storage) <= set(self.core.keys())
-        assert set(self.files) <= set(self.core.keys())
+        assert set(self.storage) <= set(self.core.object_keys())
+        assert set(self.files) <= set(self.core.object_keys())
 
     def read(self, key: ObjectKey, offset: int | None, size: int) -> None:
         stored = self.files[key] if offset is None else self.arena[offset : offset + size]
@@ -219,7 +220,7 @@ class Shell(RuleBasedStateMachine):
         """However it went, once all end well nothing is left and nobody waits."""
         for client in ("a", "b", "c"):
             self.die(client)
-        for key in self.core.keys():
+        for key in self.core.object_keys():
             self.carry_out(self.core.free(key))
         while self.spills or self.restores:
             for key in list(self.spills):

@@ -48,7 +48,7 @@ def test_buffers_are_aligned_and_not_copied(parts: tuple[bytes, list[bytes]]) ->
     memory = np.zeros(8192 + 64, np.uint8)
     start = -memory.ctypes.data % layout.ALIGNMENT
     packed_parts = packed(*parts)
-    view = memoryview(memory)[start : start + packed_parts.size]
+    view = memory.data[start : start + packed_parts.size]
     packed_parts.write_into(view)
     for buffer in layout.unpack(view)[1]:
         if len(buffer):
@@ -106,11 +106,11 @@ def test_a_claim_of_four_billion_buffers_allocates_nothing() -> None:
 def test_the_two_threaded_copy_writes_the_same_bytes(extra: int) -> None:
     size = (17 << 20) + extra
     source = np.arange(size, dtype=np.uint32).view(np.uint8)[:size]
-    packed_array = layout.pack(b"pickle", [memoryview(source)])
+    packed_array = layout.pack(b"pickle", [source.data])
     memory = np.full(packed_array.size, 255, np.uint8)
-    digest = packed_array.write_into(memoryview(memory))
-    assert digest == layout.digest(memoryview(memory))
-    assert np.array_equal(np.frombuffer(layout.unpack(memoryview(memory))[1][0], np.uint8), source)
+    digest = packed_array.write_into(memory.data)
+    assert digest == layout.digest(memory.data)
+    assert np.array_equal(np.frombuffer(layout.unpack(memory.data)[1][0], np.uint8), source)
 
 
 def test_a_destination_too_small_is_a_programming_error() -> None:
