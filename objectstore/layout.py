@@ -10,23 +10,20 @@ an object is: xxh3-128 of exactly that run. It must not know where the run is st
 
 Integers are little-endian. The run begins at a multiple of 64 in memory, so every buffer does too.
 
-Copying a 100 MB numpy array into a warm arena with its digest (2 cores, ``benchmarks`` style best
-of 5): slice assignment 7.1 GB/s and ``numpy.copyto`` 7.1 GB/s without any digest; xxh3 alone
-19 GB/s; copy and digest by blocks of 64-256 KiB 6.0, of 1 MiB 5.5, of 2 MiB 5.1 GB/s; two threads,
-the second copying the tail, 9.4 GB/s. Blocks of 64 KiB stay under the size from which xxhash
-gives up the interpreter lock: giving it up for every block would cost a switch interval (5 ms)
-each time in a process with another busy thread.
+Copying a 100 MB numpy array into a warm arena (2 cores, best of 9): 7.1 GB/s by slice assignment
+or ``numpy.copyto`` without a digest; xxh3 alone 19 GB/s; copy and digest by blocks of 64-256 KiB
+6.0, of 1 MiB 5.5, of 2 MiB 5.1 GB/s. A second thread for half of the copy gave 8.9 GB/s on an idle
+machine but 5.3 when anything else ran, so there is none. Pages never touched before: 1.6 GB/s.
+Blocks of 64 KiB stay under the size from which xxhash gives up the interpreter lock: giving it up
+for every block could cost a switch interval (5 ms) each time beside a busy thread.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import sys
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import xxhash
 
 from regrow.objectstore.errors import ObjectCorruptedError
@@ -37,8 +34,6 @@ MAGIC = b"rgO\x01"  # the last byte is the version
 
 _HEADER = struct.Struct("<4sIQ")
 _BLOCK = 64 * 1024
-# From this size the tail of a buffer is copied by a second thread; starting one costs ~0.1 ms.
-_THREADED_COPY_MIN = 16 << 20
 _ZEROS = bytes(ALIGNMENT)
 
 Bytes = bytes | bytearray | memoryview
@@ -49,8 +44,7 @@ def digest(data: Bytes) -> bytes:
     return xxhash.xxh3_128_digest(data)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """A serialized object that is still scattered over its parts.
 
     ``buffers`` are flat, contiguous views of bytes that must stay unchanged until written.
@@ -140,40 +134,8 @@ def _copy(dest: memoryview, position: int, source: memoryview, hasher: xxhash.xx
     """Copy ``source`` to ``dest[position:]`` and feed it to ``hasher``; returns the end."""
     end = position + len(source)
     target = dest[position:end]
-    if len(source) >= _THREADED_COPY_MIN and _two_threads_help():
-        _copy_two_threads(target, source, hasher)
-    else:
-        _copy_blocks(target, source, hasher)
-    return end
-
-
-def _copy_blocks(target: memoryview, source: memoryview, hasher: xxhash.xxh3_128) -> None:
     for start in range(0, len(source), _BLOCK):  # hot path; figures at the top
         block = source[start : start + _BLOCK]
         target[start : start + _BLOCK] = block
         hasher.update(block)
-
-
-def _two_threads_help() -> bool:
-    # Only numpy copies without the interpreter lock; a process that has not loaded it by now
-    # has no large arrays, and loading it here would start threads in a fork server.
-    return "numpy" in sys.modules and len(os.sched_getaffinity(0)) > 1
-
-
-def _copy_two_threads(target: memoryview, source: memoryview, hasher: xxhash.xxh3_128) -> None:
-    """Copy and digest the head here while a second thread copies the tail, then digest that.
-
-    The tail is one call, so the second thread needs the interpreter lock only to begin and end.
-    """
-    import numpy as np
-
-    split = len(source) * 45 // 100  # both are done at about the same time
-    tail = np.frombuffer(target[split:], dtype=np.uint8)
-    tail_source = np.frombuffer(source[split:], dtype=np.uint8)
-    copier = threading.Thread(target=np.copyto, args=(tail, tail_source), name="regrow-copy")
-    copier.start()
-    try:
-        _copy_blocks(target[:split], source[:split], hasher)
-    finally:
-        copier.join()
-    hasher.update(source[split:])
+    return end

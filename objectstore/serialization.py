@@ -17,10 +17,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
+import msgspec
 
 from regrow.objectstore.errors import SerializationError
 from regrow.objectstore.layout import Bytes, Layout, pack, unpack
@@ -32,8 +32,7 @@ _LARGE_BYTES = 64 * 1024
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
-@dataclass(frozen=True, slots=True)
-class SerializedObject:
+class SerializedObject(msgspec.Struct, frozen=True):
     """A pickled value whose large buffers have not been copied yet.
 
     The value's arrays must stay unchanged until the layout has been written.

@@ -89,7 +89,8 @@ class SpillStorage:
     def write(self, key: ObjectKey, data: memoryview, sync: bool = True) -> None:
         """Store ``data`` (flat bytes, unchanged until this returns) under ``key``.
 
-        ``sync``: on a local disk, return only when a power cut can no longer undo it.
+        ``sync``: on a local disk, return only when a power cut can no longer undo it (costs 1 ms
+        or more an object; a copy that need not outlive its node can do without).
         Raises OSError, and then stores nothing.
         """
         name = file_name(key)
@@ -231,11 +232,17 @@ class ArrowFolder:
         del sync  # object stores answer when the object is durable
         path = f"{self._path}/{name}"
         target = path if self._atomic else path + _TEMPORARY
-        with self._filesystem.open_output_stream(target) as stream:
-            for start in range(0, len(data), 8 * _BLOCK):
-                stream.write(data[start : start + 8 * _BLOCK])
-        if not self._atomic:
-            self._filesystem.move(target, path)
+        try:
+            with self._filesystem.open_output_stream(target) as stream:
+                for start in range(0, len(data), 8 * _BLOCK):
+                    stream.write(data[start : start + 8 * _BLOCK])
+            if not self._atomic:
+                self._filesystem.move(target, path)
+        except OSError:
+            # Leaving the stream has closed it, which makes a part of the object visible.
+            with suppress(OSError):  # the first error is the one to report
+                self._filesystem.delete_file(target)
+            raise
 
     def blocks(self, name: str, dest: memoryview) -> Iterator[memoryview]:
         with self._filesystem.open_input_file(f"{self._path}/{name}") as file:

@@ -6,12 +6,14 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from regrow.objectstore import spill
 from regrow.objectstore.errors import ObjectCorruptedError
 from regrow.objectstore.layout import digest
 from regrow.objectstore.spill import ArrowFolder, SpillStorage, file_name, key_of, open_storage
@@ -20,13 +22,17 @@ KEY = (b"k" * 20, 3)
 DATA = bytes(range(256)) * 10_000
 
 
-@pytest.fixture(params=["local", "file-uri", "arrow"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SpillStorage]:
+@pytest.fixture(params=["local", "file-uri", "arrow", "arrow-atomic"])
+def storage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SpillStorage]:
     if request.param == "local":
         yield open_storage(str(tmp_path / "spill"))
     elif request.param == "file-uri":
         yield open_storage(f"file://{tmp_path}/spill")
     else:
+        if request.param == "arrow-atomic":  # as object stores are written: without a rename
+            monkeypatch.setattr(spill, "_ATOMIC_STORES", frozenset({"local"}))
         yield SpillStorage(ArrowFolder(fs.LocalFileSystem(), str(tmp_path / "spill")))
 
 
@@ -101,6 +107,40 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        storage.write(KEY, memoryview(DATA))
+    assert list(tmp_path.iterdir()) == []
+    assert storage.used_bytes == 0
+
+
+class FullDisk:
+    """A pyarrow file system whose streams fail after the first write, as a full disk does."""
+
+    def __init__(self, path: Path) -> None:
+        self.local = fs.LocalFileSystem()
+        self.type_name = "s3"
+        self.path = path
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.local, name)
+
+    def open_output_stream(self, path: str) -> FullDisk:
+        self.stream = self.local.open_output_stream(path)
+        return self
+
+    def write(self, data: memoryview) -> None:
+        self.stream.write(data[:100])
+        raise OSError(errno.ENOSPC, "no space")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+def test_a_failed_write_to_an_object_store_leaves_no_part(tmp_path: Path) -> None:
+    storage = SpillStorage(ArrowFolder(FullDisk(tmp_path), str(tmp_path)))
     with pytest.raises(OSError, match="no space"):
         storage.write(KEY, memoryview(DATA))
     assert list(tmp_path.iterdir()) == []
