@@ -222,6 +222,22 @@ class Sweep(_Value, frozen=True):
     heirs: list[tuple[int, int]]
 
 
+class ReadGiven(_Value, frozen=True):
+    """Unfinished tasks that this incarnation holds because a Fence, Sweep or NodeLeft gave them to it:
+    read when a node resumes its session, because the message that told it may have been lost.
+    -> GivenRows"""
+
+    node_id: int
+    incarnation: int
+
+
+class GivenRows(_Value, frozen=True):
+    """With the functions they need."""
+
+    tasks: list[HeldTask]
+    functions: list[FunctionDef]
+
+
 class NodeLeft(_Value, frozen=True):
     """A node stopped in good order: as Fence, without an attempt used up. -> NodeFenced"""
 
@@ -261,6 +277,16 @@ class JobRow(_Value, frozen=True):
     found: bool
     job_root: bytes = b""
     running: bool = False
+
+
+class ReadJobs(_Value, frozen=True):
+    """Of jobs that have not ended. -> JobRows"""
+
+
+class JobRows(_Value, frozen=True):
+    """(job, job root)"""
+
+    jobs: list[tuple[int, bytes]]
 
 
 class EndJob(_Value, frozen=True):
@@ -332,7 +358,7 @@ class ReadTasks(_Value, frozen=True):
 
 
 class TaskRows(_Value, frozen=True):
-    """``holder`` of a pending task may be dead (then ``Sweep`` first)."""
+    """``holder`` of a pending task is 0 if that incarnation is dead (then ``Sweep`` first)."""
 
     tasks: list[TaskState]
 
@@ -353,6 +379,7 @@ class ObjectRow(_Value, frozen=True):
     object_id: bytes
     known: bool
     status: int = 0
+    #: Of a pending one: the node that holds its task, 0 if that incarnation is dead.
     holder: int = 0
     value: Value | None = None
     stored: str = ""
@@ -391,6 +418,8 @@ class LineageTask(_Value, frozen=True):
     stored: list[tuple[bytes, str]]
     digests: list[bytes]
     level: int
+    #: What it asks for; None means one CPU.
+    resources: Resources | None = None
 
 
 class Lineage(_Value, frozen=True):
@@ -402,7 +431,8 @@ class Lineage(_Value, frozen=True):
 
 class GrantRebuilds(_Value, frozen=True):
     """Writes one ``regrow.rebuilds`` row per task (its holder, open) and returns their specs, in the
-    order asked. A task with an open rebuild whose holder is alive is left out. -> RebuildsGranted"""
+    order asked. A task with an open rebuild whose holder is alive and is another one is left out; one
+    of the same holder is granted again. -> RebuildsGranted"""
 
     epoch: int
     task_ids: list[bytes]
@@ -444,11 +474,12 @@ class UpdateResources(_Value, frozen=True):
 
 
 Operation = (
-    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | CreateJob | ReadJob | EndJob
-    | ReserveActorName | ReadActor | ReadFunctions | ReadTasks | ReadObjects | ReadLineage
-    | GrantRebuilds | ReadNodes | WriteEvent | UpdateResources
+    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ReadJob
+    | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks | ReadObjects
+    | ReadLineage | GrantRebuilds | ReadNodes | WriteEvent | UpdateResources
 )  # fmt: skip
 Result = (
-    Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | JobCreated | JobRow | Done | ActorRow
-    | FunctionRows | TaskRows | ObjectRows | Lineage | RebuildsGranted | NodeRows
+    Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated | JobRow
+    | JobRows | Done | ActorRow | FunctionRows | TaskRows | ObjectRows | Lineage | RebuildsGranted
+    | NodeRows
 )  # fmt: skip
