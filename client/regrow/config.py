@@ -49,6 +49,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     driver_grace_s: float = 10.0
     #: A task that kills its worker so often is failed.
     worker_kills_max: int = 3
+    #: How long a task waits for a node that could run it before it fails.
+    infeasible_timeout_s: float = 30.0
+    #: "warn" or "error": what a re-execution with another result is.
+    on_replay_difference: str = "warn"
+    #: Queued work that is done here sooner (milliseconds) is not handed to peers.
+    offload_min_ms: float = 50.0
     #: A put of a driver is written behind to storage when it is this old.
     write_behind_delay_s: float = 1.0
 

@@ -144,6 +144,8 @@ class RunTask(_Wire, frozen=True):
     attempt: int
     inline: list[Value]
     located: list[Location]
+    #: Numbers of the GPUs it may use.
+    gpus: list[int] = []
 
 
 class FunctionDef(_Wire, frozen=True):

@@ -1,0 +1,326 @@
+"""Where actors are, and the order of their calls.
+
+    PENDING  its creation is not finished, or its place not known yet
+    HERE     a worker of this node is the actor
+    AWAY     it lives on another node; calls are handed over
+    DEAD     for good (actors that restart come later); calls fail with the reason
+
+Calls of one caller (one parent task) run in the order of their submission: they leave this node, or reach
+the worker, in that order, whatever the state of their arguments.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from regrow.ids import object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    OK,
+    SYSTEM_ERROR,
+    ActorAt,
+    ActorHere,
+    FindActor,
+    KillActor,
+    Return,
+    SystemFailure,
+    Value,
+    failure_decoder,
+)
+from regrow.scheduler import tasks as states
+
+if TYPE_CHECKING:
+    from regrow.scheduler.core import Core
+    from regrow.scheduler.tasks import Task
+    from regrow.scheduler.workers import Worker
+
+PENDING: Final = 0
+HERE: Final = 1
+AWAY: Final = 2
+DEAD: Final = 3
+
+
+class Actor:
+    """An actor that something on this node calls, or that lives here."""
+
+    __slots__ = (
+        "actor_id", "error", "exiting", "finding", "job", "name", "node", "queues", "seq", "state",
+        "worker",
+    )  # fmt: skip
+
+    def __init__(self, actor_id: bytes, job: int, name: str) -> None:
+        self.actor_id = actor_id
+        self.job = job
+        self.name = name
+        self.state = PENDING
+        self.node = 0
+        self.worker: Worker | None = None
+        #: Caller -> its calls that have not left yet, in order.
+        self.queues: dict[bytes, deque[Task]] = {}
+        #: Calls executed.
+        self.seq = 0
+        self.error: SystemFailure | None = None
+        #: The control store was asked where it is.
+        self.finding = False
+        #: Its handles are gone, or it was killed.
+        self.exiting = False
+
+
+class ActorTable:
+    """See the module."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.table: dict[bytes, Actor] = {}
+
+    # --- creation ---------------------------------------------------------------------------------
+
+    def announced(self, task: Task) -> None:
+        """An actor is being created; its creation is a task like any other."""
+        header = task.header
+        if header.task_id not in self.table:
+            name = header.name.removesuffix(".__init__")
+            self.table[header.task_id] = Actor(header.task_id, header.job, name)
+
+    def creation_ended(self, task: Task, status: int, returns: list[Return]) -> None:
+        """The creation ran on this node. On success its worker is the actor."""
+        actor = self.table.get(task.header.task_id)
+        if actor is None:
+            return
+        if status == OK and task.worker is not None:
+            actor.worker = task.worker
+            task.worker.actor = actor
+            self._set_place(actor, HERE, self._core.node_id)
+            self._core.journal.actor(actor.actor_id, actor.job, True)
+            self._core.send_store_held(ActorHere(actor.actor_id, actor.job, True))
+            return
+        data = returns[0].data or b""
+        if status == SYSTEM_ERROR:
+            message = failure_decoder.decode(data).message
+        else:
+            message = f"the actor {actor.name} died in its constructor; its creation has the error"
+        self.died(actor, SystemFailure("actor_died", message))
+
+    def created_elsewhere(self, actor_id: bytes, node_id: int, value: Value) -> None:
+        """Another node ran the creation."""
+        actor = self.table.get(actor_id)
+        if actor is None or actor.state != PENDING:
+            return
+        if value.status == OK:
+            self._set_place(actor, AWAY, node_id)
+        else:
+            message = f"the actor {actor.name} could not be created on node {node_id}"
+            if value.status == SYSTEM_ERROR and value.data is not None:
+                message = failure_decoder.decode(value.data).message
+            self._bury(actor, SystemFailure("actor_died", message))
+
+    def located(self, message: ActorAt) -> None:
+        """The control store tells where an actor is, or that it is dead."""
+        actor = self.table.get(message.actor_id)
+        if actor is None:
+            return
+        actor.finding = False
+        if not message.alive:
+            if actor.state != DEAD and actor.state != HERE:
+                reason = message.error or SystemFailure("actor_died", f"{actor.name} died")
+                self._bury(actor, reason)
+        elif actor.state == PENDING and message.node_id != self._core.node_id:
+            self._set_place(actor, AWAY, message.node_id)
+
+    def _set_place(self, actor: Actor, state: int, node_id: int) -> None:
+        actor.state = state
+        actor.node = node_id
+        for caller in list(actor.queues):
+            self._advance(actor, caller)
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def enqueue(self, task: Task) -> None:
+        """A call takes its place behind the earlier ones of its caller."""
+        header = task.header
+        actor = self.table.get(header.actor_id)
+        if actor is None:
+            name = header.name.rpartition(".")[0]
+            actor = self.table[header.actor_id] = Actor(header.actor_id, header.job, name)
+        if actor.state == PENDING and not actor.finding:
+            if header.actor_id not in self._core.tasks.tasks:
+                actor.finding = True
+                self._core.send_store(FindActor(0, header.actor_id))
+        queue = actor.queues.get(header.parent_id)
+        if queue is None:
+            queue = actor.queues[header.parent_id] = deque()
+        queue.append(task)
+
+    def arguments_known(self, task: Task) -> None:
+        """A call's arguments have values: it leaves, if it is its turn."""
+        actor = self.table.get(task.header.actor_id)
+        if actor is not None:
+            self._advance(actor, task.header.parent_id)
+
+    def runnable(self, task: Task) -> None:
+        """A call's bytes are here."""
+        task.state = states.QUEUED
+        self.arguments_known(task)
+
+    def _advance(self, actor: Actor, caller: bytes) -> None:
+        """Lets the caller's calls go, as far as their turn has come. Hot path."""
+        queue = actor.queues.get(caller)
+        core = self._core
+        while queue:
+            task = queue[0]
+            if task.missing:
+                return
+            if actor.state == DEAD:
+                queue.popleft()
+                self._fail(task, actor)
+                continue
+            if actor.state == PENDING:
+                return
+            if task.header.deps and core.tasks.fails_with_argument(task):
+                queue.popleft()
+                continue
+            if actor.state == AWAY:
+                queue.popleft()
+                core.tasks.hand_over(task, actor.node)
+                continue
+            if task.state == states.WAITING:
+                if task.header.deps:
+                    core.tasks.stay(task)  # comes back through ``runnable``, and then here
+                    if task.state != states.QUEUED or not queue or queue[0] is not task:
+                        return
+                task.state = states.QUEUED
+            if task.state != states.QUEUED:
+                return
+            assert actor.worker is not None
+            if not core.pool.call(actor.worker, task):
+                return  # its spilled arguments are being restored
+            queue.popleft()
+        if queue is not None and not queue:
+            actor.queues.pop(caller, None)
+
+    def call_ended(self, task: Task) -> int:
+        """A call has its result. Returns its place in the actor's order, from 1 (0: it never ran)."""
+        actor = self.table.get(task.header.actor_id)
+        if actor is None or task.worker is None:
+            return 0
+        actor.seq += 1
+        return actor.seq
+
+    def _fail(self, task: Task, actor: Actor) -> None:
+        error = actor.error or SystemFailure("actor_died", f"the actor {actor.name} is dead")
+        self._core.tasks.fail(task, error.code, error.message)
+
+    # --- death ------------------------------------------------------------------------------------
+
+    def died(self, actor: Actor, error: SystemFailure) -> None:
+        """An actor of this node is dead."""
+        if actor.state == DEAD:
+            return
+        self._core.journal.actor(actor.actor_id, actor.job, False, error)
+        self._core.send_store_held(ActorHere(actor.actor_id, actor.job, False, error))
+        self._bury(actor, error)
+
+    def _bury(self, actor: Actor, error: SystemFailure) -> None:
+        """All calls that have not ended fail."""
+        actor.state = DEAD
+        actor.error = error
+        worker, actor.worker = actor.worker, None
+        core = self._core
+        for task in list(core.tasks.tasks.values()):
+            header = task.header
+            if header.actor_id != actor.actor_id or header.kind != ACTOR_CALL:
+                continue
+            if task.state == states.REMOTE:
+                continue  # its result, or its failure, comes from the log
+            if worker is None or task.header.task_id not in worker.in_flight:
+                continue
+            worker.in_flight.pop(task.header.task_id)
+            self._fail(task, actor)
+        for caller in list(actor.queues):
+            self._advance(actor, caller)
+        if not core.objects.entries.get(object_id(actor.actor_id, 0)) and not actor.queues:
+            self.table.pop(actor.actor_id, None)
+
+    def worker_died(self, actor: Actor, worker: Worker) -> None:
+        """The process is gone."""
+        if actor.exiting:
+            message = f"the actor {actor.name} has ended: it was killed, or its handles are gone"
+        else:
+            message = (
+                f"the actor {actor.name} died: its worker process (pid {worker.pid}) ended "
+                f"unexpectedly. It had max_restarts=0, so it was not restarted."
+            )
+        actor.worker = worker
+        self.died(actor, SystemFailure("actor_died", message))
+
+    def node_died(self, node_id: int, reason: str) -> None:
+        """Actors that lived there are dead."""
+        for actor in list(self.table.values()):
+            if actor.state == AWAY and actor.node == node_id:
+                message = (
+                    f"the actor {actor.name} died with node {node_id} ({reason}). It had "
+                    "max_restarts=0, so it was not restarted."
+                )
+                self._bury(actor, SystemFailure("actor_died", message))
+
+    def kill(self, actor_id: bytes) -> None:
+        """``kill(actor)``: at once, wherever it is."""
+        actor = self.table.get(actor_id)
+        core = self._core
+        if actor is None:
+            actor = self.table[actor_id] = Actor(actor_id, 0, "")
+            actor.finding = True
+            core.send_store(FindActor(0, actor_id))
+        if actor.state == HERE:
+            actor.exiting = True
+            assert actor.worker is not None
+            core.pool.kill(actor.worker)
+        elif actor.state == AWAY:
+            core.send_peer_held(actor.node, KillActor(actor_id))
+        elif actor.state == PENDING:
+            actor.exiting = True
+            creation = core.tasks.tasks.get(actor_id)
+            if creation is not None and creation.worker is not None:
+                core.pool.kill(creation.worker)
+
+    def handles_gone(self, oid: bytes) -> None:
+        """The object of an actor's creation is held by nobody: neither is the actor."""
+        actor = self.table.get(oid[:16])
+        if actor is None or oid[16:] != b"\0\0\0\0":
+            return
+        if actor.state == HERE and not actor.exiting:
+            actor.exiting = True
+            assert actor.worker is not None
+            self._core.pool.retire(actor.worker)
+        elif actor.state in (AWAY, DEAD):
+            del self.table[oid[:16]]
+
+    def pin(self, actor_id: bytes) -> None:
+        """A call holds its actor until it has ended."""
+        self._core.objects.entry(object_id(actor_id, 0)).pins += 1
+
+    def unpin(self, actor_id: bytes) -> None:
+        self._core.objects.unpin((object_id(actor_id, 0),))
+
+    def job_closed(self, job: int) -> None:
+        for actor in [a for a in self.table.values() if a.job == job]:
+            if actor.worker is not None:
+                actor.exiting = True
+                self._core.pool.kill(actor.worker)
+            elif actor.state != HERE:
+                self.table.pop(actor.actor_id, None)
+
+    def find_again(self) -> None:
+        """The control store may have forgotten the question."""
+        for actor in self.table.values():
+            if actor.finding:
+                self._core.send_store(FindActor(0, actor.actor_id))
+
+    def report(self) -> list[ActorHere]:
+        """The actors that live here, for a control store that came back."""
+        return [
+            ActorHere(actor.actor_id, actor.job, True)
+            for actor in self.table.values()
+            if actor.state == HERE
+        ]

@@ -1,0 +1,122 @@
+"""What clients ask of their node: the cluster's nodes and resources, actors' names, killing.
+
+Answers from what the node knows, or passes the question on to the control store.  An answer that names
+an actor that others were told of is no output: the actor's own commit is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from regrow.messages import (
+    ActorAt,
+    Answer,
+    Ask,
+    AskStore,
+    FindActor,
+    NameActor,
+    Reply,
+    Resources,
+    SystemFailure,
+    ToStore,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from regrow.scheduler.core import Core
+
+
+class Questions:
+    """See the module."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._number = 0
+        #: Our number -> the client, its number, and the question as passed on.
+        self._open: dict[int, tuple[int, int, ToStore]] = {}
+
+    def ask(self, client: int, ask: Ask) -> None:
+        """Answers, or passes on."""
+        core = self._core
+        match ask.what:
+            case "nodes":
+                self._answer(client, ask.number, list(core.nodes.values()))
+            case "cluster_resources":
+                self._answer(client, ask.number, self._sum("total"))
+            case "available_resources":
+                self._answer(client, ask.number, self._sum("available"))
+            case "kill_actor":
+                actor_id, _no_restart = msgspec.msgpack.decode(ask.body)
+                core.actors.kill(actor_id)
+                self._answer(client, ask.number, None)
+            case "name_actor":
+                actor_id, name, namespace, function_id = msgspec.msgpack.decode(ask.body)
+                driver = core.drivers.get(client)
+                job = driver.job if driver is not None else self._job_of_worker(client)
+                number = self._pass_on(client, ask.number)
+                self._send(number, NameActor(number, actor_id, name, namespace, job, function_id))
+            case "get_actor":
+                name, namespace = msgspec.msgpack.decode(ask.body)
+                number = self._pass_on(client, ask.number)
+                self._send(number, FindActor(number, b"", name, namespace))
+            case _:
+                number = self._pass_on(client, ask.number)
+                self._send(number, AskStore(number, ask.what, ask.body))
+
+    def replied(self, reply: Reply) -> None:
+        """The control store answered."""
+        waiting = self._open.pop(reply.number, None)
+        if waiting is not None:
+            client, number, _ = waiting
+            self._core.send_client(client, Answer(number, reply.body, reply.error))
+
+    def actor_at(self, message: ActorAt) -> None:
+        """Where a named actor is."""
+        waiting = self._open.pop(message.number, None) if message.number else None
+        if waiting is None:
+            return
+        client, number, _ = waiting
+        body = encode([message.actor_id, message.function_id])
+        self._core.send_client(client, Answer(number, body, message.error))
+
+    def ask_again(self) -> None:
+        """The control store may have forgotten the questions."""
+        for _, _, message in self._open.values():
+            self._core.send_store(message)
+
+    def _job_of_worker(self, client: int) -> int:
+        worker = self._core.pool.by_client.get(client)
+        if worker is None:
+            return 0
+        if worker.actor is not None:
+            return worker.actor.job
+        task = next(iter(worker.in_flight.values()), None)
+        return task.header.job if task is not None else 0
+
+    def _pass_on(self, client: int, number: int) -> int:
+        self._number += 1
+        self._open[self._number] = (client, number, AskStore(self._number, ""))
+        return self._number
+
+    def _send(self, number: int, message: ToStore) -> None:
+        client, asked, _ = self._open[number]
+        self._open[number] = (client, asked, message)
+        self._core.send_store(message)
+
+    def _answer(
+        self, client: int, number: int, answer: object, error: SystemFailure | None = None
+    ) -> None:
+        self._core.send_client(client, Answer(number, encode(answer), error))
+
+    def _sum(self, which: str) -> Resources:
+        core = self._core
+        total: Resources = {}
+        for node in core.nodes_alive():
+            amounts: Resources = getattr(node, which)
+            if node.node_id == core.node_id:
+                amounts = core.ledger.total if which == "total" else core.ledger.available
+            for name, amount in amounts.items():
+                total[name] = total.get(name, 0) + amount
+        return total

@@ -1,0 +1,735 @@
+"""Tasks on a node, from submission to result.
+
+    WAITING   for the values of its arguments            -> FETCHING, REMOTE, QUEUED; done (an error)
+    FETCHING  for bytes, its function, or a lookup       -> QUEUED
+    QUEUED    for resources and a worker                 -> RUNNING, REMOTE
+    RUNNING   given to a worker                          -> done; QUEUED (returned, retried)
+    REMOTE    its holder is another node                 -> done; WAITING (given to us by the control store)
+
+A task whose attempt is not the first, or that runs again for its lost objects (a *rebuild*), is
+*replayed*: what it submits is looked up in the log before it is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Raw
+
+from regrow.gcs.operations import Outcome
+from regrow.ids import object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    PENDING,
+    SYSTEM_ERROR,
+    TASK_ERROR,
+    FetchFunctions,
+    HandedTask,
+    HeldTask,
+    LookUpTasks,
+    ReplayDifference,
+    Return,
+    SystemFailure,
+    TaskDone,
+    TaskHeader,
+    TaskStates,
+    Value,
+    encode,
+    failure_decoder,
+    header_decoder,
+)
+from regrow.objectstore.layout import digest as digest_of
+from regrow.scheduler import policy
+from regrow.scheduler.ledger import NOTHING, ONE_CPU, Shape, missing, shape_of
+from regrow.scheduler.objects import Entry, failure_value
+
+if TYPE_CHECKING:
+    from regrow.scheduler.core import Core
+    from regrow.scheduler.workers import Worker
+
+WAITING: Final = 0
+FETCHING: Final = 1
+QUEUED: Final = 2
+RUNNING: Final = 3
+REMOTE: Final = 4
+
+
+class Task:
+    """A task that is not finished."""
+
+    __slots__ = (
+        "attempt", "client", "digests", "gpus", "header", "holder", "infeasible_ms", "kills", "logged",
+        "missing", "node", "rebuild", "restored", "shape", "spec", "state", "submitter", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, header: TaskHeader, spec: Raw, shape: Shape, submitter: int, holder: tuple[int, int]
+    ) -> None:
+        self.header = header
+        self.spec = spec
+        self.shape = shape
+        #: The node that waits for the result.
+        self.submitter = submitter
+        self.holder = holder
+        self.attempt = 1
+        self.state = WAITING
+        #: Arguments that are awaited: their values, then their bytes.
+        self.missing = 0
+        #: The client here that submitted it; 0: none.
+        self.client = 0
+        self.worker: Worker | None = None
+        #: The node that runs it, while REMOTE.
+        self.node = 0
+        self.rebuild = False
+        self.digests: list[bytes] = []
+        #: Its row is in the log, or in the open batch.
+        self.logged = False
+        #: Workers that it killed.
+        self.kills = 0
+        self.gpus: list[int] = []
+        #: Its spilled arguments are back and pinned for it.
+        self.restored = False
+        self.infeasible_ms = -1.0
+
+    @property
+    def replayed(self) -> bool:
+        return self.attempt > 1 or self.rebuild
+
+    @property
+    def object_ids(self) -> list[bytes]:
+        """Of its return values; at least one, which tells that it ended."""
+        task_id = self.header.task_id
+        return [object_id(task_id, i) for i in range(max(1, self.header.num_returns))]
+
+
+class TaskTable:
+    """See the module."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.tasks: dict[bytes, Task] = {}
+        self._lookups: dict[int, list[tuple[int, TaskHeader, Raw]]] = {}
+        self._looking_up: dict[bytes, int] = {}
+        self._lookup_number = 0
+        self._without_function: dict[bytes, list[Task]] = {}
+        self.infeasible: dict[bytes, Task] = {}
+        self._restoring: dict[bytes, list[Task]] = {}
+
+    # --- arrival ----------------------------------------------------------------------------------
+
+    def submit(self, client: int, specs: Iterable[Raw], resent: bool) -> None:
+        """Specs of a client, in order. Hot path: once per task."""
+        tasks = self.tasks
+        decode = header_decoder.decode
+        held: list[tuple[int, TaskHeader, Raw]] = []
+        for spec in specs:
+            header = decode(spec)
+            parent = tasks.get(header.parent_id)
+            if resent or (parent is not None and parent.replayed):
+                held.append((client, header, spec))
+            else:
+                self.admit(header, spec, client)
+        if held:
+            self._look_up(held)
+
+    def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
+        self._lookup_number += 1
+        self._lookups[self._lookup_number] = held
+        for _, header, _ in held:
+            self._looking_up[header.task_id] = self._lookup_number
+        ids = [header.task_id for _, header, _ in held]
+        self._core.send_store(LookUpTasks(self._lookup_number, ids))
+
+    def look_up_again(self) -> None:
+        """The control store may have forgotten the question."""
+        for number, held in self._lookups.items():
+            self._core.send_store(LookUpTasks(number, [header.task_id for _, header, _ in held]))
+
+    def is_looking_up(self, task_id: bytes) -> bool:
+        return task_id in self._looking_up
+
+    def looked_up(self, message: TaskStates) -> None:
+        """What the log knows of the children of a replayed parent."""
+        held = self._lookups.pop(message.number, None)
+        if held is None:
+            return
+        core = self._core
+        for (client, header, spec), state in zip(held, message.tasks, strict=True):
+            self._looking_up.pop(header.task_id, None)
+            held_here = state.status == PENDING and state.holder == core.node_id
+            if not state.known or (held_here and header.task_id not in self.tasks):
+                self.admit(header, spec, client)
+                continue
+            core.journal.acknowledge(client, 1)
+            self._own(header, client)
+            if header.task_id in self.tasks:
+                continue
+            values = {value.object_id: value for value in state.values}
+            for index in range(max(1, header.num_returns)):
+                entry = core.objects.entry(object_id(header.task_id, index))
+                if entry.value is not None:
+                    if entry.owner == client:
+                        core.tell(client, entry.value)
+                elif state.status != PENDING and entry.object_id in values:
+                    core.objects.set_value(entry, values[entry.object_id])
+                elif entry.maker == 0:
+                    core.objects.need_value(entry)
+
+    def _own(self, header: TaskHeader, client: int) -> None:
+        for index in range(max(1, header.num_returns)):
+            entry = self._core.objects.entry(object_id(header.task_id, index))
+            if entry.owner == 0:
+                entry.owner = client
+            elif entry.owner != client:
+                self._core.objects.borrow(client, [entry.object_id])
+                self._core.objects.subscribe(client, [entry.object_id])
+
+    def admit(self, header: TaskHeader, spec: Raw, client: int) -> None:
+        """A task of this node's own client enters the log and the queue. Hot path."""
+        core = self._core
+        task_id = header.task_id
+        if task_id in self.tasks or object_id(task_id, 0) in core.objects.entries:
+            known = task_id in self.tasks or (
+                core.objects.entries[object_id(task_id, 0)].value is not None
+            )
+            if known:
+                self._admit_again(header, client)
+                return
+        kind = header.kind
+        shape = shape_of(header.resources, NOTHING if kind == ACTOR_CALL else ONE_CPU)
+        task = Task(header, spec, shape, core.node_id, core.self_id)
+        task.client = client
+        self.tasks[task_id] = task
+        core.journal.submitted(task, client)
+        entry = core.objects.entry
+        made = entry(object_id(task_id, 0))
+        made.task = task
+        made.owner = client
+        for index in range(1, header.num_returns):
+            made = entry(object_id(task_id, index))
+            made.task = task
+            made.owner = client
+        if kind == ACTOR_CREATION:
+            core.actors.announced(task)
+        elif kind == ACTOR_CALL:
+            core.actors.pin(header.actor_id)
+        self._resolve(task)
+
+    def _admit_again(self, header: TaskHeader, client: int) -> None:
+        """The same id was submitted before (``key=``, or a child of a replayed parent)."""
+        core = self._core
+        core.journal.acknowledge(client, 1)
+        self._own(header, client)
+        for index in range(max(1, header.num_returns)):
+            entry = core.objects.entry(object_id(header.task_id, index))
+            if entry.value is not None and entry.owner == client:
+                core.tell(client, entry.value)
+
+    def handed(self, handed: HandedTask) -> None:
+        """A peer made this node the task's holder (in the log, already)."""
+        header = header_decoder.decode(handed.spec)
+        for value in handed.values:
+            entry = self._core.objects.entry(value.object_id)
+            entry.pins += 1
+            if entry.value is None:
+                self._core.objects.set_value(entry, value)
+            entry.pins -= 1
+        for dep, node_id in handed.sources:
+            entry = self._core.objects.entry(dep)
+            if node_id != self._core.node_id and node_id not in entry.sources:
+                entry.sources.append(node_id)
+        self._core.note_job(header.job, handed.submitter)
+        self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
+
+    def hold(self, held: HeldTask, header: TaskHeader | None = None, rebuild: bool = False) -> None:
+        """A task whose holder this node already is: handed over, reassigned, or to be rebuilt."""
+        core = self._core
+        header = header or header_decoder.decode(held.spec)
+        task_id = header.task_id
+        task = self.tasks.get(task_id)
+        if task is not None:
+            if rebuild or task.state != REMOTE:
+                return  # it runs here already
+            task.worker = None
+            task.node = 0
+            task.missing = 0
+            task.state = WAITING
+            self._detach(task)
+        else:
+            shape = shape_of(header.resources, NOTHING if header.kind == ACTOR_CALL else ONE_CPU)
+            task = Task(header, held.spec, shape, held.submitter, core.self_id)
+            self.tasks[task_id] = task
+            if header.kind == ACTOR_CREATION:
+                core.actors.announced(task)
+            elif header.kind == ACTOR_CALL:
+                core.actors.pin(header.actor_id)
+            self._pin_arguments(task)
+        task.logged = True
+        task.attempt = held.attempt
+        task.holder = core.self_id
+        task.rebuild = rebuild
+        task.digests = held.digests
+        for oid in task.object_ids:
+            entry = core.objects.entry(oid)
+            entry.task = task
+            entry.maker = 0
+            entry.locating = False
+            if held.submitter != core.node_id and not rebuild:
+                if entry.peers is None:
+                    entry.peers = {}
+                entry.peers[held.submitter] = None
+        if not rebuild and header.max_retries >= 0 and task.attempt > header.max_retries + 1:
+            message = (
+                f"{header.name} was on a node that died, in its attempt {task.attempt - 1}; "
+                f"max_retries={header.max_retries} allows no other. Raise max_retries if it may run "
+                "again."
+            )
+            if header.kind == ACTOR_CALL:
+                self.fail(task, "actor_died", f"the actor's node died during {header.name}.")
+            else:
+                self.fail(task, "node_died", message)
+            return
+        self._resolve_pinned(task)
+
+    def _detach(self, task: Task) -> None:
+        for dep in task.header.deps:
+            entry = self._core.objects.entries.get(dep)
+            if entry is not None:
+                for waiting in (entry.dependents, entry.byte_waiters):
+                    while waiting and task in waiting:
+                        waiting.remove(task)
+
+    # --- arguments --------------------------------------------------------------------------------
+
+    def _pin_arguments(self, task: Task) -> None:
+        entry = self._core.objects.entry
+        for oid in task.header.deps:
+            entry(oid).pins += 1
+        for oid in task.header.nested:
+            entry(oid).pins += 1
+
+    def _resolve(self, task: Task) -> None:
+        header = task.header
+        if header.deps or header.nested:
+            self._pin_arguments(task)
+            self._resolve_pinned(task)
+        else:
+            self._known(task)
+
+    def _resolve_pinned(self, task: Task) -> None:
+        """Waits for the values of the arguments."""
+        objects = self._core.objects
+        if task.header.kind == ACTOR_CALL:
+            self._core.actors.enqueue(task)
+        for oid in task.header.deps:
+            entry = objects.entry(oid)
+            if entry.value is None:
+                if entry.dependents is None:
+                    entry.dependents = []
+                entry.dependents.append(task)
+                task.missing += 1
+                objects.need_value(entry)
+        if not task.missing:
+            self._known(task, queued_call=True)
+
+    def value_arrived(self, task: Task) -> None:
+        task.missing -= 1
+        if not task.missing and task.state == WAITING:
+            self._known(task, queued_call=True)
+
+    def _known(self, task: Task, queued_call: bool = False) -> None:
+        """Every argument has a value: the task is placed, or fails with the argument's error."""
+        if task.header.kind == ACTOR_CALL:
+            if not queued_call:
+                self._core.actors.enqueue(task)
+            self._core.actors.arguments_known(task)
+            return
+        if task.header.deps and self.fails_with_argument(task):
+            return
+        self._place(task)
+
+    def fails_with_argument(self, task: Task) -> bool:
+        """Whether an argument is an error, which then is the task's result too (as in Ray)."""
+        for oid in task.header.deps:
+            value = self._core.objects.entry(oid).value
+            if value is not None and value.status != OK:
+                assert value.data is not None
+                returned = Return(len(value.data), value.digest, value.data)
+                self.complete(task, value.status, [returned], 0)
+                return True
+        return False
+
+    def _place(self, task: Task) -> None:
+        core = self._core
+        header = task.header
+        fits = core.ledger.could_ever_fit(task.shape)
+        if fits and not header.strategy and not header.deps:
+            self.stay(task)  # hot path; an overloaded node hands over what is queued (``offload``)
+            return
+        bytes_at: dict[int, int] = {}
+        for oid in header.deps:
+            entry = core.objects.entry(oid)
+            if entry.value is not None and entry.value.data is None:
+                homes = [*entry.sources, core.node_id] if entry.key is not None else entry.sources
+                for node_id in homes:
+                    bytes_at[node_id] = bytes_at.get(node_id, 0) + entry.value.size
+        nodes = core.nodes_alive()
+        room = fits and core.pool.has_room(task.shape)
+        target = policy.choose(
+            task.shape, header.strategy, core.node_id, nodes, room or fits, bytes_at
+        )
+        if target is None:
+            if task.infeasible_ms < 0:
+                task.infeasible_ms = core.now_ms
+                core.warn_driver(header.job, self.why_infeasible(task))
+            self.infeasible[header.task_id] = task
+        elif target == core.node_id:
+            self.stay(task)
+        else:
+            self.hand_over(task, target)
+
+    def why_infeasible(self, task: Task) -> str:
+        """Names what no node has."""
+        nodes = self._core.nodes_alive()
+        strategy = task.header.strategy
+        if strategy.startswith("node:"):
+            return f"{task.header.name} asks for {strategy}, which is not alive"
+        offers = "; ".join(f"node {n.node_id} lacks {missing(task.shape, n.total)}" for n in nodes)
+        return f"no node can ever run {task.header.name}: {offers}"
+
+    def retry_infeasible(self) -> None:
+        """The cluster changed, or time passed: what could not be placed is tried again, or failed."""
+        limit_ms = self._core.config.infeasible_timeout_s * 1000
+        for task_id, task in list(self.infeasible.items()):
+            del self.infeasible[task_id]
+            if self._core.now_ms - task.infeasible_ms > limit_ms:
+                creation = task.header.kind == ACTOR_CREATION
+                code = "actor_unschedulable" if creation else "unschedulable"
+                self.fail(task, code, self.why_infeasible(task))
+            else:
+                self._place(task)
+
+    def stay(self, task: Task) -> None:
+        """The task runs here: its bytes are brought here first."""
+        header = task.header
+        if header.deps:
+            objects = self._core.objects
+            absent: list[Entry] = []
+            for oid in header.deps:
+                entry = objects.entry(oid)
+                value = entry.value
+                if value is not None and value.data is None and entry.key is None:
+                    absent.append(entry)
+            if absent:
+                task.state = FETCHING
+                task.missing += len(absent)
+                for entry in absent:
+                    if entry.byte_waiters is None:
+                        entry.byte_waiters = []
+                    entry.byte_waiters.append(task)
+                for entry in absent:
+                    objects.need_bytes(entry)
+                return
+        self._runnable(task)
+
+    def bytes_arrived(self, task: Task) -> None:
+        task.missing -= 1
+        if task.missing or task.state != FETCHING:
+            return
+        if task.header.kind != ACTOR_CALL and self.fails_with_argument(task):
+            return
+        self.stay(task)
+
+    def _runnable(self, task: Task) -> None:
+        core = self._core
+        header = task.header
+        if header.kind == ACTOR_CALL:
+            core.actors.runnable(task)
+            return
+        if header.function_id not in core.functions:
+            task.state = FETCHING
+            waiting = self._without_function.setdefault(header.function_id, [])
+            if not waiting:
+                core.send_store(FetchFunctions([header.function_id]))
+            waiting.append(task)
+            return
+        task.state = QUEUED
+        core.pool.enqueue(task)
+
+    def functions_arrived(self, function_ids: Iterable[bytes]) -> None:
+        for function_id in function_ids:
+            for task in self._without_function.pop(function_id, ()):
+                if self.tasks.get(task.header.task_id) is task:
+                    self._runnable(task)
+
+    def ask_functions_again(self) -> None:
+        if self._without_function:
+            self._core.send_store(FetchFunctions(list(self._without_function)))
+
+    # --- other nodes ------------------------------------------------------------------------------
+
+    def hand_over(self, task: Task, node_id: int) -> None:
+        """Another node becomes the holder: in the log first, then in fact."""
+        core = self._core
+        if task.rebuild:
+            self.stay(task)
+            return
+        view = core.nodes[node_id]
+        task.state = REMOTE
+        task.node = node_id
+        core.journal.new_holder(task, (node_id, view.incarnation))
+        values: list[Value] = []
+        sources: list[tuple[bytes, int]] = []
+        for oid in task.header.deps:
+            entry = core.objects.entry(oid)
+            assert entry.value is not None
+            values.append(entry.value)
+            if entry.value.data is None:
+                if entry.key is not None:
+                    sources.append((oid, core.node_id))
+                sources.extend((oid, source) for source in entry.sources)
+        for oid in task.header.nested:
+            sources.append((oid, core.node_id))
+        for oid in task.object_ids:
+            core.objects.entry(oid).maker = node_id
+        core.hand_over(
+            node_id, HandedTask(task.spec, task.attempt, task.submitter, values, sources)
+        )
+
+    def function_of(self, handed: HandedTask) -> bytes:
+        """The function that a handed-over task runs."""
+        return header_decoder.decode(handed.spec).function_id
+
+    def remote_done(self, entry: Entry, value: Value) -> None:
+        """A task that ran elsewhere has ended."""
+        task = entry.task
+        if task is None or task.state != REMOTE:
+            return
+        for oid in task.object_ids:
+            made = self._core.objects.entries.get(oid)
+            if made is not None:
+                made.task = None
+                if value.status != OK and oid != entry.object_id and made.value is None:
+                    self._core.objects.set_value(
+                        made, Value(oid, value.status, value.size, value.data, value.digest)
+                    )
+                elif made is not entry and made.value is None and not made.maker:
+                    self._core.objects.need_value(made)
+        self._forget(task)
+        if task.header.kind == ACTOR_CREATION:
+            self._core.actors.created_elsewhere(task.header.actor_id, task.node, value)
+
+    def node_died(self, node_id: int) -> None:
+        """Tasks handed to it come back, or someone else has them: the control store tells."""
+        for task in list(self.tasks.values()):
+            if task.state == REMOTE and task.node == node_id:
+                for oid in task.object_ids:
+                    entry = self._core.objects.entry(oid)
+                    entry.maker = 0
+                    entry.locating = True
+                    self._core.locate(oid)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def done(self, task: Task, done: TaskDone, client: int) -> None:
+        """A worker finished the task. Hot path."""
+        header = task.header
+        if done.status == TASK_ERROR and done.retry and self._may_retry(task):
+            self.next_attempt(task)
+            self._runnable(task)
+            return
+        for index, returned in enumerate(done.returns):
+            if returned.data is None:
+                key = (object_id(header.task_id, index), task.attempt)
+                self._core.transport.seal(key, returned.digest, client)
+        if (
+            header.max_retries == 0
+            and header.kind != ACTOR_CALL
+            and not task.rebuild
+            and any(returned.data is None for returned in done.returns)
+        ):
+            self._store_first(task, done)
+            return
+        self.complete(task, done.status, done.returns, done.duration_us)
+
+    def _may_retry(self, task: Task) -> bool:
+        retries = task.header.max_retries
+        return retries < 0 or task.attempt <= retries
+
+    def next_attempt(self, task: Task) -> None:
+        """The attempt is over, in the log too."""
+        task.attempt += 1
+        task.worker = None
+        if not task.rebuild:
+            self._core.journal.new_holder(task, self._core.self_id)
+
+    def _store_first(self, task: Task, done: TaskDone) -> None:
+        """A large result that could not be made again is stored before it is released."""
+        core = self._core
+        left = 0
+
+        def stored(path: str) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self.complete(task, done.status, done.returns, done.duration_us)
+
+        large = [i for i, returned in enumerate(done.returns) if returned.data is None]
+        left = len(large)
+        for index in large:
+            entry = core.objects.entry(object_id(task.header.task_id, index))
+            entry.key = (entry.object_id, task.attempt)
+            core.transport.store_bytes(entry, stored)
+
+    def fail(self, task: Task, code: str, message: str) -> None:
+        """The system gives the task up: a committed result like any other."""
+        data = encode(SystemFailure(code, message))
+        self._core.journal.event("task_failed", task.header.task_id, message)
+        self.complete(task, SYSTEM_ERROR, [Return(len(data), digest_of(data), data)], 0)
+
+    def complete(self, task: Task, status: int, returns: list[Return], duration_us: int) -> None:
+        """The task has ended: its outcome is logged, its objects have values. Hot path."""
+        core = self._core
+        header = task.header
+        task_id = header.task_id
+        actor_seq = 0
+        if header.kind == ACTOR_CALL:
+            actor_seq = core.actors.call_ended(task)
+        if task.rebuild:
+            status, returns = self._rebuilt(task, status, returns)
+        else:
+            error = "" if status == OK else _error_word(status, returns)
+            core.journal.outcome(
+                Outcome(task_id, task.attempt, status, returns, duration_us, actor_seq, error)
+            )
+        self._forget(task)
+        # An actor that cannot recover is not waited for on its own node (docs/durability.md).
+        ungated = header.kind == ACTOR_CALL and task.submitter == core.node_id
+        entries = core.objects.entries
+        for index in range(max(1, header.num_returns)):
+            oid = object_id(task_id, index)
+            entry = entries.get(oid)
+            if entry is None:
+                continue
+            if status == OK and index < len(returns):
+                r = returns[index]
+                value = Value(oid, OK, r.size, r.data, r.digest, r.refs)
+                if r.data is None:
+                    core.transport.result_made(entry, (oid, task.attempt), r.size)
+                    if entry.value is not None:  # made again: it was only the bytes that were lost
+                        entry.task = None
+                        core.objects.bytes_here(entry)
+                        continue
+            else:
+                r = returns[0]
+                value = Value(oid, status, r.size, r.data, r.digest, r.refs)
+            core.objects.set_value(entry, value, ungated)
+        if header.kind == ACTOR_CREATION and not task.rebuild:
+            core.actors.creation_ended(task, status, returns)
+
+    def _rebuilt(self, task: Task, status: int, returns: list[Return]) -> tuple[int, list[Return]]:
+        """A re-execution ended: nothing is committed but the fact; its digests are compared."""
+        core = self._core
+        header = task.header
+        made = [returned.digest for returned in returns]
+        known = task.digests
+        differs = status != OK or any(a != b for a, b in zip(made, known, strict=False) if b)
+        core.journal.rebuilt(header.task_id, differs)
+        if not differs:
+            return status, returns
+        message = f"{header.name} made another result when it was run again for its lost objects."
+        core.journal.event("replay_difference", header.task_id, message)
+        core.tell_driver(header.job, ReplayDifference(object_id(header.task_id, 0), header.name))
+        if status == OK and core.config.on_replay_difference != "error":
+            return status, returns
+        code = "replay_difference" if status == OK else "object_reconstruction_failed"
+        data = encode(SystemFailure(code, message))
+        return SYSTEM_ERROR, [Return(len(data), digest_of(data), data)]
+
+    def _forget(self, task: Task) -> None:
+        """The task is over: its arguments are held by it no more."""
+        header = task.header
+        self.tasks.pop(header.task_id, None)
+        self.infeasible.pop(header.task_id, None)
+        if header.deps:
+            self._core.objects.unpin(header.deps)
+        if header.nested:
+            self._core.objects.unpin(header.nested)
+        if header.kind == ACTOR_CALL:
+            self._core.actors.unpin(header.actor_id)
+
+    # --- spilled arguments ------------------------------------------------------------------------
+
+    def restore_arguments(self, task: Task) -> None:
+        """Some arguments are spilled: all are pinned for the task while they come back."""
+        core = self._core
+        task_id = task.header.task_id
+        task.state = FETCHING
+        lost: list[Entry] = []
+        for oid in task.header.deps:
+            entry = core.objects.entry(oid)
+            if entry.key is None or core.transport.pin(entry.key, task_id) is not None:
+                continue
+            if core.transport.restore_for_task(entry, task_id):
+                self._restoring.setdefault(oid, []).append(task)
+                task.missing += 1
+            else:
+                lost.append(entry)
+        task.restored = True
+        for entry in lost:
+            core.objects.copy_lost(entry)
+        if not task.missing:
+            self.stay(task)
+
+    def restored(self, entry: Entry) -> None:
+        """A spilled argument is back, or gone for good."""
+        for task in self._restoring.pop(entry.object_id, ()):
+            self.bytes_arrived(task)
+
+    def unpin_restored(self, task: Task) -> None:
+        """The worker has its own pins now."""
+        if task.restored:
+            task.restored = False
+            self._core.transport.give_back(task.header.task_id)
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def job_closed(self, job: int) -> None:
+        """Nobody waits for the job's tasks; the control store has marked them cancelled."""
+        for task in [t for t in self.tasks.values() if t.header.job == job]:
+            self.tasks.pop(task.header.task_id, None)
+            self.infeasible.pop(task.header.task_id, None)
+            self._core.pool.dequeue(task)
+            self._detach(task)
+            for oid in task.object_ids:
+                entry = self._core.objects.entries.get(oid)
+                if entry is not None and entry.task is task:
+                    entry.task = None
+                    if entry.value is None:
+                        message = f"{task.header.name}: its job ended."
+                        value = failure_value(oid, "cancelled", message)
+                        self._core.objects.set_value(entry, value)
+            self._core.objects.unpin([*task.header.deps, *task.header.nested])
+            if task.header.kind == ACTOR_CALL:
+                self._core.actors.unpin(task.header.actor_id)
+
+    def check(self) -> None:
+        """Invariants."""
+        for task_id, task in self.tasks.items():
+            assert task.header.task_id == task_id
+            assert task.missing >= 0, "an argument arrived twice"
+            if task.state == RUNNING:
+                assert task.worker is not None, "a running task without a worker"
+                assert task_id in task.worker.in_flight, "its worker does not know of it"
+            if task.state == REMOTE:
+                assert task.node, "handed over to nobody"
+
+
+def _error_word(status: int, returns: list[Return]) -> str:
+    """For the ``error`` column: the failure's code; the program's own errors are just that."""
+    if status == SYSTEM_ERROR and returns and returns[0].data is not None:
+        return failure_decoder.decode(returns[0].data).code
+    return "task_error"
