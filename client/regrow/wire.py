@@ -55,3 +55,9 @@ class FrameReader:
         elif start < end:
             buffer += source[start:]
         return bodies
+
+    def rest(self) -> bytes:
+        """What was fed and is no whole frame yet; the reader is empty then."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest

@@ -1,0 +1,129 @@
+"""The shell of the worker pool: the warm fork server and the processes it makes.
+
+The fork server is started by module name, so the node never imports the client.  It tells of every
+worker that ends; workers end by themselves when their node does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from regrow.scheduler.events import Event, WorkerExited
+from regrow.wire import FrameReader, frame
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "regrow._forkserver"
+
+
+class WorkerProcesses:
+    """See the module. ``environment`` is what every worker gets besides the node's own."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arena_fd: int,
+        log_dir: Path,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._environment = dict(environment)
+        self._arena_fd = arena_fd
+        self._log_dir = log_dir
+        self._on_event = on_event
+        self._pids: dict[int, int] = {}
+        self._worker_env: dict[str, str] = {}
+        self._reader = FrameReader()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def set_socket(self, path: str, token: str) -> None:
+        """Where workers find their node, and what they prove themselves with."""
+        self._worker_env = {"REGROW_NODE_SOCKET": path, "REGROW_TOKEN": token}
+
+    def start(self) -> None:
+        """Starts the fork server; it warms up while the node goes on."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._socket = ours
+        environment = {**os.environ, **self._environment, "PYTHONHASHSEED": "0"}
+        log = open(self._log_dir / f"workers-{os.getpid()}.log", "ab")  # noqa: SIM115
+        with theirs, log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", _MODULE,
+                    "--fd", str(theirs.fileno()), "--arena-fd", str(self._arena_fd),
+                ],
+                pass_fds=(theirs.fileno(), self._arena_fd),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    def fork(self, number: int, env: Mapping[str, str]) -> None:
+        """Asks for a worker."""
+        assert self._socket is not None
+        body = {"number": number, "env": {**self._worker_env, **env}, "log": str(self._log_dir)}
+        self._socket.setblocking(True)  # a few hundred bytes: the fork server always reads
+        try:
+            self._socket.sendall(frame(msgspec.msgpack.encode(body)))
+        except OSError as error:
+            logger.error("the fork server is gone: %s", error)
+        finally:
+            self._socket.setblocking(False)
+
+    def connected(self, number: int, pid: int) -> None:
+        """A worker said who it is."""
+        self._pids[number] = pid
+
+    def kill(self, number: int) -> None:
+        """SIGKILL."""
+        pid = self._pids.get(number)
+        if pid is not None:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                self._pids.pop(number, None)
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            logger.error("the fork server ended; no more workers can be started")
+            return
+        for body in self._reader.feed(data):
+            told = msgspec.msgpack.decode(body)
+            number = told["number"]
+            if "status" in told:
+                self._pids.pop(number, None)
+                self._on_event(WorkerExited(number, told["status"]))
+            else:
+                self._pids[number] = told["pid"]
+
+    def close(self) -> None:
+        """Kills all workers and the fork server."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+        for number in list(self._pids):
+            self.kill(number)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
