@@ -7,24 +7,24 @@ Run: python benchmarks/workloads.py --impl regrow --rows tasks_batch_1k,put_smal
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import memory
+from benchmarks import memory
 
 BATCH = 1000
 CHAIN = 300
@@ -84,33 +84,30 @@ class Side:
     def __post_init__(self) -> None:
         ray = self.ray
 
-        @ray.remote
         def noop() -> bytes:
             return b"ok"
 
-        @ray.remote
+        remote_noop = ray.remote(noop)
+
         def step(value: int) -> int:
             return value + 1
 
-        @ray.remote
         def submitter(count: int) -> None:
-            ray.get([noop.remote() for _ in range(count)])
+            ray.get([remote_noop.remote() for _ in range(count)])
 
-        @ray.remote
         def large(size: int) -> Any:
             return np.ones(size, np.uint8)
 
-        @ray.remote
         def holder(count: int) -> Any:
             return [ray.put(1) for _ in range(count)]
 
-        @ray.remote(num_cpus=0)
         class Echo:
             def ping(self) -> bytes:
                 return b"ok"
 
-        self.noop, self.step, self.submitter = noop, step, submitter
-        self.large, self.holder, self.actor = large, holder, Echo
+        self.noop, self.step, self.submitter = remote_noop, ray.remote(step), ray.remote(submitter)
+        self.large, self.holder = ray.remote(large), ray.remote(holder)
+        self.actor = ray.remote(num_cpus=0)(Echo)
 
     def tasks_batch(self, count: int) -> float:
         return self.windows.rate(
@@ -250,35 +247,35 @@ def _answer() -> int:
 
 def run(impl: str, rows: list[str], windows: Windows, durability: str) -> dict[str, Any]:
     """Run the rows against one implementation and return {row: {value, committed}}."""
-    mark = os.environ[memory.MARKER]
     ray = importlib.import_module(impl)
     options: dict[str, Any] = {"durability": durability} if impl == "regrow" else {}
     results: dict[str, Any] = {}
-    if set(rows) & set(START_ROWS):
-        for row, value in measure_start(ray, options, mark).items():
-            results[row] = {"value": value}
-    else:
-        start(ray, options)
-    side = Side(ray, windows)
-    count = committed_counter(impl)
-    for row in rows:
-        if row not in ROWS:
-            continue
-        before = count()
-        value = ROWS[row](side)
-        results[row] = {"value": value, "committed": count() - before}
-        print(f"{impl}: {row} {value:.4g}", file=sys.stderr)
-    ray.shutdown()
+    with home(impl) as committed_rows:
+        if set(rows) & set(START_ROWS):
+            for row, value in measure_start(ray, options, os.environ[memory.MARKER]).items():
+                results[row] = {"value": value}
+        else:
+            start(ray, options)
+        side = Side(ray, windows)
+        for row in (row for row in ROWS if row in rows):
+            before = committed_rows()
+            value = ROWS[row](side)
+            results[row] = {"value": value, "committed": committed_rows() - before}
+            print(f"{impl}: {row} {value:.4g}", file=sys.stderr)
+        ray.shutdown()
     return {row: results[row] for row in rows}
 
 
-def committed_counter(impl: str) -> Callable[[], int]:
-    """Return a function that counts the rows in regrow's tables; for Ray there are none."""
-    if impl != "regrow":
-        return lambda: 0
-    import committed
+@contextlib.contextmanager
+def home(impl: str) -> Iterator[Callable[[], int]]:
+    """Give the side a home of its own; yield a function that counts the rows it committed."""
+    if impl == "ray":
+        yield lambda: 0
+        return
+    from benchmarks import store
 
-    return committed.rows
+    with store.private_home():
+        yield store.committed_rows
 
 
 def main() -> None:
@@ -294,10 +291,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown rows: {', '.join(unknown)}")
     os.environ.setdefault(memory.MARKER, uuid.uuid4().hex)
-    with tempfile.TemporaryDirectory(prefix="regrow-bench-") as home:
-        os.environ["REGROW_HOME"] = home
-        windows = QUICK if arguments.quick else FULL
-        results = run(arguments.impl, rows, windows, arguments.durability)
+    windows = QUICK if arguments.quick else FULL
+    results = run(arguments.impl, rows, windows, arguments.durability)
     print(json.dumps(results))
 
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 import regrow as ray
 
 LAW = np.array([2.0, -3.0, 0.5])

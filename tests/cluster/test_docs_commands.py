@@ -1,8 +1,8 @@
 """Commands and programs shown in README and docs, run as shown.
 
-A fence marked ``test`` (```python test, ```console test) is run; an ``output`` fence after it is what
-it must print. The blocks of a page run in order in one private home. Commands in unmarked fences are
-checked to exist with the options shown.
+A fence marked ``test`` (```python test, ```console test) is run; an ``output`` fence after it is
+what it must print. The blocks of a page run in order in one private home. Commands in unmarked
+fences are checked to exist with the options shown.
 """
 
 import os

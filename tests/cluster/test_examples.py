@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 import regrow as ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
