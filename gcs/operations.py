@@ -1,12 +1,12 @@
 """What the control store can be asked: the operations on Postgres, as values.
 
-The cores never see SQL: a node's core emits an ``Append``, the control store's core emits the others,
-and a *store* carries them out, one transaction each, and returns the matching result.  There are two
-stores: Postgres (``regrow.gcs.store``, and ``regrow.gcs.log`` for appends) and the simulated one; one
-conformance suite runs on both.
+The cores never see SQL: a node's core emits an ``Append``, the control store's core emits the
+others, and a *store* carries them out, one transaction each, and returns the matching result.
+There are two stores: Postgres (``regrow.gcs.store``, and ``regrow.gcs.log`` for appends) and the
+simulated one; one conformance suite runs on both.
 
-Every write of the control store carries the leader's epoch and is refused (``NotLeader``) if another
-has taken over; every append carries the node's incarnation and batch number.
+Every write of the control store carries the leader's epoch and is refused (``NotLeader``) if
+another has taken over; every append carries the node's incarnation and batch number.
 """
 
 from __future__ import annotations
@@ -106,12 +106,14 @@ class Batch(_Value, frozen=True):
     #: (actor id, job, alive, error): life and death of the node's actors.
     actors: list[tuple[bytes, int, bool, SystemFailure | None]] = []
     events: list[Event] = []
-    #: (task id, differs from the committed digests): re-executions for lost objects that ended here.
+    #: (task id, differs from the committed digests): re-executions for lost objects that ended
+    #: here.
     rebuilt: list[tuple[bytes, bool]] = []
 
 
 class Append(_Value, frozen=True):
-    """One call of ``regrow.append``. Batch numbers of an incarnation start at 1 and have no gaps."""
+    """One call of ``regrow.append``. Batch numbers of an incarnation start at 1 and have no
+    gaps."""
 
     node: int
     incarnation: int
@@ -161,8 +163,8 @@ class NotLeader(_Value, frozen=True):
 
 
 class RegisterNode(_Value, frozen=True):
-    """A node joins (``view.node_id`` 0) or comes back, as a new incarnation: an incarnation of it that
-    was still alive is fenced in the same transaction. -> NodeRegistered"""
+    """A node joins (``view.node_id`` 0) or comes back, as a new incarnation: an incarnation of it
+    that was still alive is fenced in the same transaction. -> NodeRegistered"""
 
     epoch: int
     view: NodeView
@@ -191,9 +193,10 @@ class Leases(_Value, frozen=True):
 
 
 class Fence(_Value, frozen=True):
-    """Declares an incarnation dead and reassigns, in the same transaction, every unfinished task whose
-    holder is not alive: to its submitter if that is alive, else to one of ``heirs`` in turn, with the
-    next attempt. Without heirs the tasks keep their dead holder until a ``Sweep``. -> NodeFenced
+    """Declares an incarnation dead and reassigns, in the same transaction, every unfinished task
+    whose holder is not alive: to its submitter if that is alive, else to one of ``heirs`` in turn,
+    with the next attempt. Without heirs the tasks keep their dead holder until a ``Sweep``. ->
+    NodeFenced
 
     ``only_expired``: does nothing if the lease was renewed meanwhile."""
 
@@ -206,7 +209,8 @@ class Fence(_Value, frozen=True):
 
 
 class NodeFenced(_Value, frozen=True):
-    """``landed`` False: it was dead already, or its lease was renewed. ``reassigned`` by new holder."""
+    """``landed`` False: it was dead already, or its lease was renewed. ``reassigned`` by new
+    holder."""
 
     landed: bool
     reassigned: dict[int, list[HeldTask]]
@@ -223,8 +227,8 @@ class Sweep(_Value, frozen=True):
 
 
 class ReadGiven(_Value, frozen=True):
-    """Unfinished tasks that this incarnation holds because a Fence, Sweep or NodeLeft gave them to it:
-    read when a node resumes its session, because the message that told it may have been lost.
+    """Unfinished tasks that this incarnation holds because a Fence, Sweep or NodeLeft gave them to
+    it: read when a node resumes its session, because the message that told it may have been lost.
     -> GivenRows"""
 
     node_id: int
@@ -314,8 +318,8 @@ class ReserveActorName(_Value, frozen=True):
 
 
 class ReadActor(_Value, frozen=True):
-    """By id, or by name where the id is empty. -> ActorRow. An actor that was never named and has not
-    started yet is found through its creation task."""
+    """By id, or by name where the id is empty. -> ActorRow. An actor that was never named and has
+    not started yet is found through its creation task."""
 
     actor_id: bytes
     name: str = ""
@@ -373,8 +377,8 @@ class ObjectRow(_Value, frozen=True):
     """What the log knows of an object.
 
     ``known`` False: nothing (its spec is not committed yet, or never will be). A finished one has a
-    ``value`` (data only where small). ``stored`` is a storage path or empty. ``producer`` is the task
-    that makes it again: for a put, the task that put it; empty for a driver's put."""
+    ``value`` (data only where small). ``stored`` is a storage path or empty. ``producer`` is the
+    task that makes it again: for a put, the task that put it; empty for a driver's put."""
 
     object_id: bytes
     known: bool
@@ -430,9 +434,9 @@ class Lineage(_Value, frozen=True):
 
 
 class GrantRebuilds(_Value, frozen=True):
-    """Writes one ``regrow.rebuilds`` row per task (its holder, open) and returns their specs, in the
-    order asked. A task with an open rebuild whose holder is alive and is another one is left out; one
-    of the same holder is granted again. -> RebuildsGranted"""
+    """Writes one ``regrow.rebuilds`` row per task (its holder, open) and returns their specs, in
+    the order asked. A task with an open rebuild whose holder is alive and is another one is left
+    out; one of the same holder is granted again. -> RebuildsGranted"""
 
     epoch: int
     task_ids: list[bytes]

@@ -5,8 +5,8 @@
     AWAY     it lives on another node; calls are handed over
     DEAD     for good (actors that restart come later); calls fail with the reason
 
-Calls of one caller (one parent task) run in the order of their submission: they leave this node, or reach
-the worker, in that order, whatever the state of their arguments.
+Calls of one caller (one parent task) run in the order of their submission: they leave this node,
+or reach the worker, in that order, whatever the state of their arguments.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ class ActorTable:
         if actor is None:
             name = header.name.rpartition(".")[0]
             actor = self.table[header.actor_id] = Actor(header.actor_id, header.job, name)
-        if actor.state == PENDING and not actor.finding:
-            if header.actor_id not in self._core.tasks.tasks:
-                actor.finding = True
-                self._core.send_store(FindActor(0, header.actor_id))
+        created_here = header.actor_id in self._core.tasks.tasks
+        if actor.state == PENDING and not actor.finding and not created_here:
+            actor.finding = True
+            self._core.send_store(FindActor(0, header.actor_id))
         queue = actor.queues.get(header.parent_id)
         if queue is None:
             queue = actor.queues[header.parent_id] = deque()
@@ -200,7 +200,8 @@ class ActorTable:
             actor.queues.pop(caller, None)
 
     def call_ended(self, task: Task) -> int:
-        """A call has its result. Returns its place in the actor's order, from 1 (0: it never ran)."""
+        """A call has its result. Returns its place in the actor's order, from 1 (0: it never
+        ran)."""
         actor = self.table.get(task.header.actor_id)
         if actor is None or task.worker is None:
             return 0

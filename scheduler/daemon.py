@@ -2,9 +2,9 @@
 
     python -m regrow.scheduler.daemon --home DIR --runtime-dir DIR [--num-cpus N] ...
 
-Feeds the core with what sockets, timers, threads and Postgres bring, and carries out what it asks for, in
-order.  An incarnation that is fenced ends by executing the program anew, with the node's id: nothing of
-it is left, and what it was registers as the next incarnation.
+Feeds the core with what sockets, timers, threads and Postgres bring, and carries out what it asks
+for, in order.  An incarnation that is fenced ends by executing the program anew, with the node's
+id: nothing of it is left, and what it was registers as the next incarnation.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Daemon:
     # --- start ------------------------------------------------------------------------------------
 
     async def run(self) -> Effect | None:
-        """Until the incarnation ends. Returns why: ``Restart``, ``StopNode``, or None on a signal."""
+        """Until the incarnation ends. Returns why: ``Restart``, ``StopNode``, or None on a
+        signal."""
         options = self._options
         arena = Arena.create(options.object_store_memory)
         listening = _bound_socket(options.host)
@@ -109,7 +110,8 @@ class Daemon:
         host, port = listening.getsockname()[:2]
         total = options.resources()
         return NodeView(
-            options.node_id, 0, options.advertise or host, port, "", total, total, 0, options.labels,
+            options.node_id, 0, options.advertise or host, port, "", total, total, 0,
+            options.labels,
             True, options.is_head, socket.gethostname(), arena_size,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What the core of a node is told (past tense) and what it asks for (imperative).
 
-Clients are numbered by the shell in the order in which they connect; a client is a driver or a worker.
-Times are milliseconds of a monotonic clock that only this node sees.
+Clients are numbered by the shell in the order in which they connect; a client is a driver or a
+worker. Times are milliseconds of a monotonic clock that only this node sees.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class BytesServed(Struct, frozen=True, gc=False):
 
 
 class Fetched(Struct, frozen=True, gc=False):
-    """A ``FetchBytes`` or ``LoadBytes`` ended. ``ok``: the bytes are there and their digest is right."""
+    """A ``FetchBytes`` or ``LoadBytes`` ended. ``ok``: the bytes are there and their digest is
+    right."""
 
     key: ObjectKey
     ok: bool
@@ -124,7 +125,8 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 Event = (
-    ClientArrived | ClientSaid | ClientGone | WorkerExited | PeerSaid | PeerLost | StoreSaid | StoreLost
+    ClientArrived | ClientSaid | ClientGone | WorkerExited | PeerSaid | PeerLost
+    | StoreSaid | StoreLost
     | Appended | FlushDue | Tick | FetchAsked | BytesServed | Fetched | Spilled | Restored | Stored
 )  # fmt: skip
 
@@ -249,7 +251,8 @@ class StopNode(Struct, frozen=True, gc=False):
 
 
 Effect = (
-    AppendBatch | ArmFlush | ToClient | CloseClient | ToPeer | ToControlStore | StartWorker | KillWorker
+    AppendBatch | ArmFlush | ToClient | CloseClient | ToPeer | ToControlStore
+    | StartWorker | KillWorker
     | FetchBytes | LoadBytes | StoreBytes | ServeBytes | MakeFile | SpillBytes | RestoreBytes
     | DeleteBytes | Restart | StopNode
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """The node's log: the open batch, and everything that may not leave before it is committed.
 
-Save, then send: whoever has something for the world outside gives it to ``hold``; it goes out when the
-batch that was open at that moment is committed, and with it everything logged before.  The position
-in the log is the batch number.  A task that finishes before its batch is sent is one row.
+Save, then send: whoever has something for the world outside gives it to ``hold``; it goes out when
+the batch that was open at that moment is committed, and with it everything logged before.  The
+position in the log is the batch number.  A task that finishes before its batch is sent is one row.
 
 Nothing here waits or does I/O: ``close`` hands a batch out, ``committed`` takes the answer in.
 """
@@ -25,7 +25,8 @@ class OpenBatch:
     """What the next append will say, and what waits for it."""
 
     __slots__ = (
-        "acks", "actors", "effects", "events", "functions", "handed", "holders", "number", "outcomes",
+        "acks", "actors", "effects", "events", "functions", "handed", "holders",
+        "number", "outcomes",
         "peer_values", "puts", "rebuilt", "records", "stored", "submitted", "values",
     )  # fmt: skip
 
@@ -139,8 +140,8 @@ class Journal:
         return self.in_flight[-1] if self.in_flight else None
 
     def hold(self, effect: Effect) -> bool:
-        """Keeps ``effect`` until all that was logged so far is committed. False: nothing to wait for,
-        the caller sends it at once."""
+        """Keeps ``effect`` until all that was logged so far is committed. False: nothing to wait
+        for, the caller sends it at once."""
         gate = self.gate()
         if gate is None:
             return False

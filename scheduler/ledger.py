@@ -59,8 +59,8 @@ class Ledger:
         return all(total.get(name, 0) >= amount for name, amount in shape)
 
     def acquire(self, shape: Shape, force: bool = False) -> list[int]:
-        """Takes the shape; returns the numbers of the GPUs that it got. ``force`` takes even what is
-        not there (a blocked task that goes on does not wait for its CPU)."""
+        """Takes the shape; returns the numbers of the GPUs that it got. ``force`` takes even what
+        is not there (a blocked task that goes on does not wait for its CPU)."""
         assert force or self.fits(shape), "acquired more than is available"
         for name, amount in shape:
             self.available[name] = self.available.get(name, 0) - amount

@@ -1,8 +1,8 @@
 """The shell of the node's log: carries appends to Postgres, in order, and the answers back.
 
 One pipelined connection.  Where it breaks, or an answer is lost, it connects anew and sends every
-unanswered batch again, in order: batches are numbered, so a batch that was applied is answered as such.
-While Postgres is away nothing is answered, so nothing leaves the node.
+unanswered batch again, in order: batches are numbered, so a batch that was applied is answered as
+such. While Postgres is away nothing is answered, so nothing leaves the node.
 """
 
 from __future__ import annotations

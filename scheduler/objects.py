@@ -38,7 +38,8 @@ class Entry:
 
     __slots__ = (
         "awaiting_room", "byte_waiters", "containers", "dependents", "key", "locating", "maker",
-        "object_id", "others", "owner", "peers", "pins", "put_at_ms", "readers", "sources", "stored",
+        "object_id", "others", "owner", "peers", "pins", "put_at_ms", "readers",
+        "sources", "stored",
         "task", "value", "waiters",
     )  # fmt: skip
 

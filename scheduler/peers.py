@@ -1,9 +1,9 @@
 """Links to other nodes: control messages one way per connection, and bulk connections for bytes.
 
-Shell only.  Each node dials the peers it has something for.  Frames are numbered and kept until the peer
-acknowledges them, so that a connection that breaks between two living nodes loses and doubles nothing.
-Both sides prove that they know the cluster's token before anything else is decoded: the proof is keyed
-with the token, which itself never travels.
+Shell only.  Each node dials the peers it has something for.  Frames are numbered and kept until
+the peer acknowledges them, so that a connection that breaks between two living nodes loses and
+doubles nothing. Both sides prove that they know the cluster's token before anything else is
+decoded: the proof is keyed with the token, which itself never travels.
 """
 
 from __future__ import annotations

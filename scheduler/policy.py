@@ -1,8 +1,8 @@
 """On which node a task should run: a pure function of what this node knows.
 
-Bottom-up, as in the Ray paper (OSDI'18, section 4.2.2): here if here has room, else at the peer that
-has the most bytes of the arguments, then the most free resources.  Whoever calls has the last word:
-the answer may be old by the time the task arrives, and is only ever a matter of speed.
+Bottom-up, as in the Ray paper (OSDI'18, section 4.2.2): here if here has room, else at the peer
+that has the most bytes of the arguments, then the most free resources.  Whoever calls has the last
+word: the answer may be old by the time the task arrives, and is only ever a matter of speed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def choose(
 ) -> int | None:
     """The node for a task that needs ``shape``; None if no living node could ever run it.
 
-    ``nodes`` are those alive, this one included; ``local_room`` tells whether it could start here now;
-    ``bytes_at`` how many bytes of its large arguments each node has.
+    ``nodes`` are those alive, this one included; ``local_room`` tells whether it could start here
+    now; ``bytes_at`` how many bytes of its large arguments each node has.
     """
     candidates = feasible(shape, nodes)
     if strategy.startswith("node:"):

@@ -1,7 +1,7 @@
 """What clients ask of their node: the cluster's nodes and resources, actors' names, killing.
 
-Answers from what the node knows, or passes the question on to the control store.  An answer that names
-an actor that others were told of is no output: the actor's own commit is.
+Answers from what the node knows, or passes the question on to the control store.  An answer that
+names an actor that others were told of is no output: the actor's own commit is.
 """
 
 from __future__ import annotations

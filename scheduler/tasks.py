@@ -1,10 +1,11 @@
 """Tasks on a node, from submission to result.
 
-    WAITING   for the values of its arguments            -> FETCHING, REMOTE, QUEUED; done (an error)
-    FETCHING  for bytes, its function, or a lookup       -> QUEUED
+    WAITING   for the values of its arguments            -> FETCHING, REMOTE, QUEUED; done (an
+    error) FETCHING  for bytes, its function, or a lookup       -> QUEUED
     QUEUED    for resources and a worker                 -> RUNNING, REMOTE
     RUNNING   given to a worker                          -> done; QUEUED (returned, retried)
-    REMOTE    its holder is another node                 -> done; WAITING (given to us by the control store)
+    REMOTE    its holder is another node                 -> done; WAITING (given to us by the
+    control store)
 
 A task whose attempt is not the first, or that runs again for its lost objects (a *rebuild*), is
 *replayed*: what it submits is looked up in the log before it is started.
@@ -61,7 +62,8 @@ class Task:
     """A task that is not finished."""
 
     __slots__ = (
-        "attempt", "client", "digests", "gpus", "header", "holder", "infeasible_ms", "kills", "logged",
+        "attempt", "client", "digests", "gpus", "header", "holder",
+        "infeasible_ms", "kills", "logged",
         "missing", "node", "rebuild", "restored", "shape", "spec", "state", "submitter", "worker",
     )  # fmt: skip
 
@@ -284,8 +286,8 @@ class TaskTable:
         if not rebuild and header.max_retries >= 0 and task.attempt > header.max_retries + 1:
             message = (
                 f"{header.name} was on a node that died, in its attempt {task.attempt - 1}; "
-                f"max_retries={header.max_retries} allows no other. Raise max_retries if it may run "
-                "again."
+                f"max_retries={header.max_retries} allows no other. Raise max_retries if it may "
+                "run again."
             )
             if header.kind == ACTOR_CALL:
                 self.fail(task, "actor_died", f"the actor's node died during {header.name}.")
@@ -376,10 +378,8 @@ class TaskTable:
                 homes = [*entry.sources, core.node_id] if entry.key is not None else entry.sources
                 for node_id in homes:
                     bytes_at[node_id] = bytes_at.get(node_id, 0) + entry.value.size
-        nodes = core.nodes_alive()
-        room = fits and core.pool.has_room(task.shape)
         target = policy.choose(
-            task.shape, header.strategy, core.node_id, nodes, room or fits, bytes_at
+            task.shape, header.strategy, core.node_id, core.nodes_alive(), fits, bytes_at
         )
         if target is None:
             if task.infeasible_ms < 0:
@@ -401,7 +401,8 @@ class TaskTable:
         return f"no node can ever run {task.header.name}: {offers}"
 
     def retry_infeasible(self) -> None:
-        """The cluster changed, or time passed: what could not be placed is tried again, or failed."""
+        """The cluster changed, or time passed: what could not be placed is tried again, or
+        failed."""
         limit_ms = self._core.config.infeasible_timeout_s * 1000
         for task_id, task in list(self.infeasible.items()):
             del self.infeasible[task_id]

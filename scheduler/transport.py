@@ -1,8 +1,8 @@
 """Bytes: the object store's errands, for clients, tasks and peers.
 
-Owns the object store's core and carries its effects on.  Decides where a large object is copied from;
-what is spilled and where things lie is the object store's decision.  A client that reads is given the
-place and a pin; it gives the pin back, or dies, which gives back all it has.
+Owns the object store's core and carries its effects on.  Decides where a large object is copied
+from; what is spilled and where things lie is the object store's decision.  A client that reads is
+given the place and a pin; it gives the pin back, or dies, which gives back all it has.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The worker pool: which worker runs what, and when there should be more or fewer of them.
 
-A worker holds the resources of one *shape* while it has tasks of it (a lease).  Short tasks are queued
-behind the running one (pipelining), long ones and those that must not run twice never; what is queued
-behind a task that turns out long is taken back.  A task that waits gives its CPU back, and its worker
-everything that was queued behind it; when it goes on it does not wait for the CPU.
+A worker holds the resources of one *shape* while it has tasks of it (a lease).  Short tasks are
+queued behind the running one (pipelining), long ones and those that must not run twice never; what
+is queued behind a task that turns out long is taken back.  A task that waits gives its CPU back,
+and its worker everything that was queued behind it; when it goes on it does not wait for the CPU.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Pool:
         return not self.ready.get(shape) and self._core.ledger.fits(shape)
 
     def dispatch(self) -> None:
-        """Gives queued tasks to workers: first to idle ones, then behind short tasks. Called once at
-        the end of every event. Hot path."""
+        """Gives queued tasks to workers: first to idle ones, then behind short tasks. Called once
+        at the end of every event. Hot path."""
         if not self.queued:
             return
         for shape in list(self.ready):
@@ -344,7 +344,8 @@ class Pool:
             self._start_for(1)
 
     def gone(self, worker: Worker) -> None:
-        """The process is dead. The first of its tasks killed it, perhaps; the others never began."""
+        """The process is dead. The first of its tasks killed it, perhaps; the others never
+        began."""
         core = self._core
         self.workers.pop(worker.number, None)
         self.by_client.pop(worker.client, None)
@@ -383,7 +384,8 @@ class Pool:
                 else f"it has killed {task.kills} workers, so it is not tried again"
             )
             code = "actor_died" if header.kind == ACTOR_CREATION else "worker_crashed"
-            message = f"{header.name}: its worker (pid {worker.pid}) died in attempt {task.attempt}; {how}."
+            who = f"{header.name}: its worker (pid {worker.pid}) died"
+            message = f"{who} in attempt {task.attempt}; {how}."
             core.tasks.fail(task, code, message)
             return
         core.tasks.next_attempt(task)

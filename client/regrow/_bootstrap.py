@@ -41,6 +41,7 @@ class Session:
         started: bool,
         ephemeral: bool,
         lock: DriverLock | None,
+        daemon: NodeDaemon | None = None,
     ) -> None:
         self.home = home
         self.runtime_dir = _home.runtime_directory(home)
@@ -51,6 +52,8 @@ class Session:
         self.started = started
         #: Whether the cluster ends with its last driver.
         self.ephemeral = ephemeral
+        #: The node that this call started, if it did.
+        self.daemon = daemon
         self._lock = lock
         self._last = False
         self._pid = os.getpid()
@@ -103,7 +106,7 @@ def attach(
     has can only be said where one is started, as in Ray.
 
     Raises ClusterConnectionError (a ConnectionError) if there is no cluster, or none could be
-    started, or Postgres cannot be used; ValueError for arguments that a running cluster cannot heed.
+    started, or Postgres cannot be used; ValueError for what a running cluster cannot heed.
     """
     if address is None:
         address = os.environ.get("REGROW_ADDRESS") or None
@@ -111,7 +114,9 @@ def attach(
     must_run = address not in (None, "local")
     if must_run and not place.is_dir():
         raise _nothing_there(place, gcs_address)
-    options = NodeOptions(num_cpus, num_gpus, resources or {}, object_store_memory)
+    options = NodeOptions(
+        num_cpus, num_gpus, resources or {}, object_store_memory=object_store_memory
+    )
     asked = {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
@@ -131,20 +136,21 @@ def attach(
         lock = DriverLock(place)
         lock.hold()
         try:
-            started = not cluster.runs
+            daemon = None
             if cluster.runs:
                 _refuse_unheeded(cluster, wanted, {k for k, v in asked.items() if v is not None})
                 socket = cluster.nodes[0].socket
             else:
-                socket = _start(cluster, options, wanted, ephemeral=ephemeral)
+                socket, daemon = _start(cluster, options, wanted, ephemeral=ephemeral)
             gcs = _find_gcs(place)
             return Session(
                 place,
                 socket,
                 _home.token(place),
-                started=started,
+                started=not cluster.runs,
                 ephemeral=gcs is not None and gcs.ephemeral,
                 lock=lock,
+                daemon=daemon,
             )
         except BaseException:
             lock.close()
@@ -174,9 +180,16 @@ def start_head(
                 f"a cluster runs in {home} already; `regrow status` shows it, `regrow stop` ends it"
             )
         wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, storage)
-        socket = _start(cluster, options or NodeOptions(), wanted, ephemeral=ephemeral)
-        token = _home.token(home)
-        return Session(home, socket, token, started=True, ephemeral=ephemeral, lock=None)
+        socket, daemon = _start(cluster, options or NodeOptions(), wanted, ephemeral=ephemeral)
+        return Session(
+            home,
+            socket,
+            _home.token(home),
+            started=True,
+            ephemeral=ephemeral,
+            lock=None,
+            daemon=daemon,
+        )
 
 
 def start_node(home: Path, options: NodeOptions, *, node_id: int = 0) -> NodeDaemon:
@@ -390,10 +403,12 @@ def _same_database(one: str, other: str) -> bool:
 # Starting
 
 
-def _start(cluster: Cluster, options: NodeOptions, wanted: Wanted, *, ephemeral: bool) -> str:
-    """Start what is missing, all at once, and wait until a node is ready; its socket.
+def _start(
+    cluster: Cluster, options: NodeOptions, wanted: Wanted, *, ephemeral: bool
+) -> tuple[str, NodeDaemon | None]:
+    """Start what is missing, all at once, and wait until a node is ready.
 
-    The caller holds the start lock.
+    Returns a node's socket, and the node if it was started. The caller holds the start lock.
     """
     home = cluster.home
     if cluster.gcs is None:
@@ -414,12 +429,12 @@ def _start(cluster: Cluster, options: NodeOptions, wanted: Wanted, *, ephemeral:
         if cluster.nodes:  # only the control store was gone
             assert gcs is not None
             _await_gcs(home, gcs)
-            return cluster.nodes[0].socket
+            return cluster.nodes[0].socket, None
         node = _daemons.start_node(
             home, options, name="node-head", head=True, postgres=wanted.postgres
         )
         started.append(node)
-        return _await_head(home, gcs, node).socket
+        return _await_head(home, gcs, node).socket, node
 
 
 def _await_head(home: Path, gcs: Daemon | None, node: NodeDaemon) -> NodeFile:
@@ -460,9 +475,8 @@ def _ending_on_error(
             if isinstance(daemon, NodeDaemon):
                 daemon.close_pipe()
         if home is not None:
-            (home / "gcs.json").unlink(missing_ok=True)
             _stop_postgres(home, force=False)
-            _home.remove_runtime_directory(home)
+            _home.remove_what_ended(home)
         raise
 
 
@@ -510,8 +524,7 @@ def _stop(home: Path, *, force: bool) -> Stopped:
     if left or not gone:
         named_pids = ", ".join(map(str, left)) or "workers of its nodes"
         raise RaySystemError(f"processes of the cluster in {home} do not end: {named_pids}")
-    (home / "gcs.json").unlink(missing_ok=True)
-    _home.remove_runtime_directory(home)
+    _home.remove_what_ended(home)
     return Stopped(len(nodes), bool(stores), had_postgres)
 
 

@@ -41,11 +41,14 @@ class NodeOptions:
     num_cpus: float | None = None
     num_gpus: float | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
-    #: Bytes.
+    #: Bytes; the resource that tasks ask for.
+    memory: int | None = None
+    #: Bytes; the arena.
     object_store_memory: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Where its TCP port listens.
+    #: Where its TCP port listens, and the name by which other nodes reach it if that differs.
     host: str = "127.0.0.1"
+    advertise: str = ""
     #: Where it spills objects to; by default its own choice.
     spill_directory: str = ""
 
@@ -55,8 +58,11 @@ class NodeOptions:
         gpus = _gpus() if self.num_gpus is None else self.num_gpus
         arguments = ["--num-cpus", f"{cpus:g}", "--num-gpus", f"{gpus:g}"]
         arguments += ["--resources", json.dumps(dict(self.resources))]
+        arguments += ["--memory", str(self.memory or 0)]
         arguments += ["--object-store-memory", str(self.object_store_memory or 0)]
         arguments += ["--labels", json.dumps(dict(self.labels)), "--host", self.host]
+        if self.advertise:
+            arguments += ["--advertise", self.advertise]
         if self.spill_directory:
             arguments += ["--spill-dir", self.spill_directory]
         return arguments

@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -198,17 +199,19 @@ def accepts(path: str) -> bool:
 
 def remove_node_files(home: Path, node: NodeFile) -> None:
     """Delete what a dead node left in the runtime directory."""
-    for suffix in ("json", "sock"):
-        (runtime_directory(home) / f"node-{node.node_id}.{suffix}").unlink(missing_ok=True)
+    for path in runtime_directory(home).glob(f"node-{node.node_id}.*"):
+        path.unlink(missing_ok=True)
 
 
-def remove_runtime_directory(home: Path) -> None:
-    """Delete the runtime directory of a cluster of which nothing runs any more."""
+def remove_what_ended(home: Path) -> None:
+    """Delete what is of no use once nothing of the cluster runs: sockets and spilled objects."""
+    (home / "gcs.json").unlink(missing_ok=True)
+    shutil.rmtree(home / "spill", ignore_errors=True)
     path = runtime_directory(home)
     if not path.exists():
         return
     for entry in path.iterdir():
-        if entry.name == "home" or entry.name.startswith("node-") or entry.is_socket():
+        if entry.name == "home" or entry.name.startswith("node-"):
             entry.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody else's file in it, or gone already
         path.rmdir()

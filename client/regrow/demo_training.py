@@ -63,9 +63,7 @@ def deal_shard(rows: model.Rows, epoch: int, index: int, shards: int) -> model.R
 
 
 @ray.remote(resources=ON_WORKER)
-def batch_gradient(
-    weights: model.Floats, rows: model.Rows, step: int, steps: int
-) -> model.Floats:
+def batch_gradient(weights: model.Floats, rows: model.Rows, step: int, steps: int) -> model.Floats:
     """Return the gradient of a shard's batch."""
     return model.gradient(weights, model.batch(rows, step, steps))
 

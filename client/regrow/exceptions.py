@@ -1,7 +1,7 @@
 """The errors users meet, under Ray's names.
 
-Every message says what happened, what was tried and what to do.  ``code`` is a short stable word for
-programs (and for the ``error`` column of ``regrow.tasks``).
+Every message says what happened, what was tried and what to do.  ``code`` is a short stable word
+for programs (and for the ``error`` column of ``regrow.tasks``).
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ class DatabaseRestoredError(ControlStoreError):
 BY_CODE: dict[str, type[RayError]] = {
     cls.code: cls
     for cls in (
-        WorkerCrashedError, NodeDiedError, TaskCancelledError, TaskUnschedulableError, ActorDiedError,
+        WorkerCrashedError, NodeDiedError, TaskCancelledError, TaskUnschedulableError,
+        ActorDiedError,
         ActorUnschedulableError, ObjectLostError, ObjectReconstructionFailedError, ObjectFreedError,
         ReplayDifferenceError, ReplayMismatchError, ObjectStoreFullError, OutOfDiskError,
         OutOfMemoryError, RaySystemError, ControlStoreError, DatabaseRestoredError,

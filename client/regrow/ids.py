@@ -1,9 +1,9 @@
 """Identity: how the ids of tasks, objects, actors and functions are made.
 
 Ids are plain ``bytes`` everywhere, so that they cost nothing to pass on.  A task id is 16 bytes; an
-object id is the id of the task that made it and a 4-byte big-endian index.  Ids are deterministic: a
-program that runs again makes the same ids, which is how finished work is found.  Nothing here reads
-a clock or a random source.
+object id is the id of the task that made it and a 4-byte big-endian index.  Ids are deterministic:
+a program that runs again makes the same ids, which is how finished work is found.  Nothing here
+reads a clock or a random source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def object_id(task_id: bytes, index: int) -> bytes:
 
 
 def producer(oid: bytes) -> bytes:
-    """The first 16 bytes of an object id: the task that returns it, or, for a put, the put's own id."""
+    """The first 16 bytes of an object id: the task that returns it, or, for a put, the put's own
+    id."""
     return oid[:TASK_ID_SIZE]
 
 

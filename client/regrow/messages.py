@@ -1,8 +1,9 @@
 """The messages of every link: client <-> node, node <-> node, node <-> control store.
 
 All are msgspec structs that travel as msgpack arrays; a wire message *is* an event of the core that
-receives it.  Messages carry batches: a loop turn sends one message of many items, not many messages.
-A task's spec travels and is logged as the bytes its client made; nodes decode its header only.
+receives it.  Messages carry batches: a loop turn sends one message of many items, not many
+messages. A task's spec travels and is logged as the bytes its client made; nodes decode its header
+only.
 
 Ids are bytes (``regrow.ids``); sizes are bytes; resources are in ten-thousandths
 (``config.RESOURCE_UNIT``); times are seconds unless the name says otherwise.
@@ -115,7 +116,8 @@ class Return(_Wire, frozen=True):
 
 
 class TaskDone(_Wire, frozen=True):
-    """A worker finished a task. On an error, ``returns`` has one element, which all indices share."""
+    """A worker finished a task. On an error, ``returns`` has one element, which all indices
+    share."""
 
     task_id: bytes
     attempt: int
@@ -185,7 +187,8 @@ class Hello(_Message, frozen=True, tag=1):
     #: "driver" or "worker"
     role: str
     pid: int
-    #: Of a worker: the number under which the node asked for it. Of a driver that reconnects: its job.
+    #: Of a worker: the number under which the node asked for it. Of a driver that reconnects: its
+    #: job.
     number: int = 0
     durability: str = "commit"
     #: Of a driver: what ``regrow list jobs`` shows.
@@ -310,7 +313,8 @@ class Bye(_Message, frozen=True, tag=18):
 
 
 class Started(_Message, frozen=True, tag=19):
-    """A worker began a task that was queued on it (sent with the next batch; a hint for balance)."""
+    """A worker began a task that was queued on it (sent with the next batch; a hint for
+    balance)."""
 
     task_id: bytes
 
@@ -424,8 +428,8 @@ class PeerHello(_Message, frozen=True, tag=60):
 
 
 class HandedTask(_Wire, frozen=True):
-    """A task whose holder is now the receiver. ``values`` are small arguments; ``sources`` say where
-    others are (object id, node id); ``submitter`` is the node that waits for the result."""
+    """A task whose holder is now the receiver. ``values`` are small arguments; ``sources`` say
+    where others are (object id, node id); ``submitter`` is the node that waits for the result."""
 
     spec: Raw
     attempt: int
@@ -480,7 +484,8 @@ class PeerOutput(_Message, frozen=True, tag=67):
 
 
 class Fetch(_Message, frozen=True, tag=68):
-    """On a bulk connection: asks for one object; answered by ``Fetched`` and then ``size`` bytes."""
+    """On a bulk connection: asks for one object; answered by ``Fetched`` and then ``size``
+    bytes."""
 
     object_id: bytes
 
@@ -547,7 +552,8 @@ class Locate(_Message, frozen=True, tag=83):
 
 
 class LookUpTasks(_Message, frozen=True, tag=84):
-    """Of the children that a replayed parent (or a driver that resends) submits: which are known?"""
+    """Of the children that a replayed parent (or a driver that resends) submits: which are
+    known?"""
 
     number: int
     task_ids: list[bytes]
@@ -599,8 +605,8 @@ class ActorHere(_Message, frozen=True, tag=89):
 
 
 class FindActor(_Message, frozen=True, tag=90):
-    """Where is this actor (by id, or by name if the id is empty)? ``ActorAt`` follows, now or when it
-    is known; one by an unknown name is answered at once with an error."""
+    """Where is this actor (by id, or by name if the id is empty)? ``ActorAt`` follows, now or when
+    it is known; one by an unknown name is answered at once with an error."""
 
     number: int
     actor_id: bytes
@@ -673,7 +679,8 @@ class HeldTask(_Wire, frozen=True):
     spec: Raw
     attempt: int
     submitter: int
-    #: Of a rebuild: the committed digests of its returns, by index (a large return's is never empty).
+    #: Of a rebuild: the committed digests of its returns, by index (a large return's is never
+    #: empty).
     digests: list[bytes] = []
 
 
@@ -711,8 +718,8 @@ class Locations(_Message, frozen=True, tag=116):
 
 
 class TaskState(_Wire, frozen=True):
-    """What the log knows of a task: ``known`` False means nothing; a ``status`` not PENDING comes with
-    all its values (large ones without data); ``holder`` of a pending one runs it."""
+    """What the log knows of a task: ``known`` False means nothing; a ``status`` not PENDING comes
+    with all its values (large ones without data); ``holder`` of a pending one runs it."""
 
     task_id: bytes
     known: bool
@@ -786,7 +793,8 @@ class WatchFor(_Message, frozen=True, tag=125):
 
 
 ClientMessage = (
-    Hello | Submit | DefineFunctions | Put | Create | Seal | Subscribe | Read | Release | Borrow | Drop
+    Hello | Submit | DefineFunctions | Put | Create | Seal | Subscribe | Read | Release
+    | Borrow | Drop
     | Done | Returned | Blocked | Unblocked | Output | Ask | Bye | Started
 )  # fmt: skip
 NodeMessage = (

@@ -1,8 +1,9 @@
 """Frames: how messages travel on every stream socket.
 
-A frame is a 4-byte little-endian length and a msgpack body.  ``FrameReader`` cuts a byte stream into
-bodies, whatever the sizes in which it arrives; a length over ``MAX_FRAME`` is garbage from a stranger
-and raises before anything is allocated.  This module knows nothing of what the bodies mean.
+A frame is a 4-byte little-endian length and a msgpack body.  ``FrameReader`` cuts a byte stream
+into bodies, whatever the sizes in which it arrives; a length over ``MAX_FRAME`` is garbage from a
+stranger and raises before anything is allocated.  This module knows nothing of what the bodies
+mean.
 """
 
 from __future__ import annotations
