@@ -1,0 +1,248 @@
+"""When a node is declared dead, and who is given what it held.
+
+Part of the control store's core: no I/O, no clock. Only Postgres makes a node dead (``Fence``), and
+in the same transaction it reassigns the node's tasks. A reset connection is a reason to look
+(``Probe``), an expired lease on Postgres's clock a reason to fence. What a death means for objects,
+actors and jobs their own parts decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from regrow.gcs.core_context import Context, Continuation, Reply
+from regrow.gcs.core_events import REFUSED, ProbeResult
+from regrow.gcs.membership import Membership, Node
+from regrow.gcs.operations import (
+    Fence,
+    GivenRows,
+    Leases,
+    NodeFenced,
+    NodeLeft,
+    NodeRows,
+    ReadGiven,
+    ReadLeases,
+    ReadNodes,
+    Sweep,
+)
+from regrow.messages import Fenced, FunctionDef, HeldTask, NodeDied, Reassigned, Suspect
+
+LEASE_CHECK_S: Final = 0.5
+#: A task may be handed to a node just after it was fenced: such are looked for this often ...
+SWEEP_SOON_S: Final = 2.0
+#: ... for so long after a death, and seldom at other times.
+SWEEP_WATCH_S: Final = 60.0
+SWEEP_SELDOM_S: Final = 30.0
+#: In one message.
+TASKS_PER_MESSAGE: Final = 500
+
+CAME_BACK: Final = "it came back as a new incarnation"
+LEFT: Final = "it stopped in good order"
+
+
+class _Checking(Continuation):
+    pass
+
+
+class _Fencing(Continuation):
+    node_id: int
+    incarnation: int
+    reason: str
+
+
+class _Confirming(Continuation):
+    """Of the nodes, after a fence whose first answer was lost."""
+
+    node_id: int
+    incarnation: int
+    reason: str
+
+
+class _Sweeping(Continuation):
+    pass
+
+
+class _Resuming(Continuation):
+    node_id: int
+    incarnation: int
+
+
+class Fencing:
+    """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so, and ``swept``
+    after tasks with dead holders were reassigned."""
+
+    def __init__(self, context: Context, membership: Membership) -> None:
+        self._context = context
+        self._members = membership
+        #: Nobody is fenced for silence before: nodes are given a lease from when we took over.
+        self.not_before = 0.0
+        self._checking = False
+        self._check_at = 0.0
+        self._sweeping = False
+        self._sweep_again = False
+        self._sweep_at = 0.0
+        self._watch_until = 0.0
+        self.died: Callable[[Node, str, NodeFenced], None]
+        self.swept: Callable[[], None]
+        context.on(_Checking, self._leases_read)
+        context.on(_Fencing, self._fenced)
+        context.on(_Confirming, self._confirmed)
+        context.on(_Sweeping, self._swept)
+        context.on(_Resuming, self._given_read)
+
+    def wait_a_lease(self) -> None:
+        """We took over, or the database was away: nodes had no chance to renew."""
+        self.not_before = self._context.now + self._context.settings.lease_ttl_s
+
+    def tick(self) -> None:
+        now = self._context.now
+        if not self._checking and self._check_at <= now:
+            self._checking = True
+            self._check_at = now + LEASE_CHECK_S
+            self._context.execute(ReadLeases(), _Checking())
+        if self._sweep_at <= now and self._members.nodes:
+            self.sweep()
+
+    # suspicion
+
+    def look(self, node: Node) -> None:
+        """A connection to this node was reset: does anybody listen there?"""
+        if not node.probing and not node.fencing:
+            node.probing = True
+            view = node.view
+            self._context.probe(view.node_id, view.incarnation, view.host, view.port)
+
+    def suspected(self, message: Suspect) -> None:
+        """A peer's word is a reason to look, no more: the way between the two may be cut."""
+        node = self._members.nodes.get(message.node_id)
+        if node is not None and node.view.incarnation == message.incarnation:
+            self.look(node)
+
+    def probed(self, event: ProbeResult) -> None:
+        node = self._members.nodes.get(event.node_id)
+        if node is None or node.view.incarnation != event.incarnation:
+            return
+        node.probing = False
+        # Whoever answers, or does not answer in time, is left to its lease.
+        if event.outcome == REFUSED and self.not_before <= self._context.now:
+            self._fence(node, "its process is gone (nobody listens on its port)")
+
+    def _leases_read(self, then: _Checking, reply: Reply) -> None:
+        self._checking = False
+        leases: Leases = reply.result
+        ttl = self._context.settings.lease_ttl_s
+        if leases.database_up_s < ttl:
+            self.not_before = max(self.not_before, self._context.now + ttl - leases.database_up_s)
+        if self.not_before > self._context.now:
+            return
+        for node_id, incarnation, left_s in leases.nodes:
+            node = self._members.nodes.get(node_id)
+            if left_s < 0 and node is not None and node.view.incarnation == incarnation:
+                reason = f"it did not renew its lease of {ttl:g} s"
+                self._fence(node, reason, only_expired=True)
+
+    # fencing
+
+    def replace(self, node: Node) -> None:
+        """Its node came back as a new incarnation, so this one is no more."""
+        self._fence(node, CAME_BACK)
+
+    def left(self, node: Node) -> None:
+        """It stops in good order."""
+        if not node.fencing:
+            node.fencing = True
+            heirs = self._members.heirs(without=node.node_id)
+            operation = NodeLeft(self._context.epoch, *node.key, heirs)
+            self._context.execute(operation, _Fencing(*node.key, LEFT))
+
+    def _fence(self, node: Node, reason: str, only_expired: bool = False) -> None:
+        if node.fencing:
+            return
+        node.fencing = True
+        heirs = self._members.heirs(without=node.node_id)
+        operation = Fence(self._context.epoch, *node.key, reason, heirs, only_expired)
+        self._context.execute(operation, _Fencing(*node.key, reason))
+
+    def _fenced(self, then: _Fencing, reply: Reply) -> None:
+        fenced: NodeFenced = reply.result
+        node = self._members.nodes[then.node_id]
+        assert node.view.incarnation == then.incarnation
+        if fenced.landed:
+            self._bury(node, then.reason, fenced)
+        else:
+            # Its lease was renewed; or it is dead already: an earlier try of ours succeeded.
+            confirming = _Confirming(then.node_id, then.incarnation, then.reason)
+            self._context.execute(ReadNodes(), confirming)
+
+    def _confirmed(self, then: _Confirming, reply: Reply) -> None:
+        rows: NodeRows = reply.result
+        node = self._members.nodes[then.node_id]
+        alive = any((v.node_id, v.incarnation) == node.key and v.alive for v in rows.nodes)
+        if alive:
+            node.fencing = False
+            self._members.retry_held()
+        else:
+            self._bury(node, then.reason, NodeFenced(True, {}, []))
+
+    def _bury(self, node: Node, reason: str, fenced: NodeFenced) -> None:
+        """Postgres has declared it dead: tell everyone, first of all the heirs of its tasks."""
+        conn = node.conn
+        self._members.remove(node)
+        self.hand_out(fenced.reassigned, fenced.functions)
+        self._context.send(conn, Fenced(reason))
+        self._members.broadcast(NodeDied(*node.key, reason))
+        self._members.broadcast_views()
+        self._watch_until = self._context.now + SWEEP_WATCH_S
+        self._sweep_at = min(self._sweep_at, self._context.now + SWEEP_SOON_S)
+        self.died(node, reason, fenced)
+        self._members.retry_held()
+
+    def hand_out(self, reassigned: dict[int, list[HeldTask]], functions: list[FunctionDef]) -> None:
+        """Tells nodes which tasks are theirs now."""
+        for node_id, tasks in reassigned.items():
+            node = self._members.nodes.get(node_id)
+            if node is None:
+                continue
+            for start in range(0, len(tasks), TASKS_PER_MESSAGE):
+                part = tasks[start : start + TASKS_PER_MESSAGE]
+                self._context.send(node.conn, Reassigned(part, [] if start else functions))
+
+    def resumed(self, node: Node) -> None:
+        """The message that told it of tasks it was given may have been lost."""
+        self._context.execute(ReadGiven(*node.key), _Resuming(*node.key))
+
+    def _given_read(self, then: _Resuming, reply: Reply) -> None:
+        given: GivenRows = reply.result
+        if given.tasks and self._members.is_alive(then.node_id, then.incarnation):
+            self.hand_out({then.node_id: given.tasks}, given.functions)
+
+    # sweeping
+
+    def joined(self) -> None:
+        """There may be tasks that had no heir so far."""
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Reassigns tasks whose holder is dead; ``swept`` follows."""
+        if self._sweeping:
+            self._sweep_again = True
+            return
+        now = self._context.now
+        self._sweeping = True
+        self._sweep_at = now + (SWEEP_SOON_S if now < self._watch_until else SWEEP_SELDOM_S)
+        operation = Sweep(self._context.epoch, self._members.heirs())
+        self._context.execute(operation, _Sweeping())
+
+    def _swept(self, then: _Sweeping, reply: Reply) -> None:
+        fenced: NodeFenced = reply.result
+        self._sweeping = False
+        self.hand_out(fenced.reassigned, fenced.functions)
+        if self._sweep_again:
+            self._sweep_again = False
+            self.sweep()
+        self.swept()
+
+    def check(self) -> None:
+        """Raises AssertionError if an invariant is broken."""
+        assert self._sweeping or not self._sweep_again
