@@ -43,7 +43,7 @@ from regrow.objectstore.effects import (
     RestoreFile,
     Spill,
 )
-from regrow.objectstore.eviction import choose_victims, spill_cost
+from regrow.objectstore.eviction import choose_victims, needs_spill
 from regrow.objectstore.extents import rounded
 
 
@@ -309,7 +309,7 @@ class StoreCore:
             victims = self._victims(rounded(copy.size))
             if victims is not None:
                 for victim in victims:
-                    if spill_cost(victim):
+                    if needs_spill(victim):
                         self._begin_spill(victim, effects)
                 self._awaited.update(v.key for v in victims if v.state is CopyState.SPILLING)
                 if self._awaited:

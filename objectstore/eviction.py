@@ -20,10 +20,14 @@ _LIMIT_FACTOR = 2
 _LIMIT_FRACTION = 16
 
 
+def needs_spill(copy: ObjectCopy) -> bool:
+    """Whether a spill has to be begun before the object's memory can be reused."""
+    return not (copy.spilled or copy.droppable or copy.state is CopyState.SPILLING)
+
+
 def spill_cost(copy: ObjectCopy) -> int:
-    """Bytes to be written before the object's memory can be reused."""
-    free = copy.spilled or copy.droppable or copy.state is CopyState.SPILLING
-    return 0 if free else copy.size
+    """Bytes of storage that evicting the object would take. An empty object takes none."""
+    return copy.size if needs_spill(copy) else 0
 
 
 def choose_victims(

@@ -194,6 +194,27 @@ def test_storage_is_never_overcommitted_by_spills(store: Store) -> None:
     assert names(core.spilled(key(1))) == ["Grant", "Refuse"]
 
 
+def test_an_empty_object_is_spilled_like_any_other(store: Store) -> None:
+    """It takes no storage, but dropping it would lose it."""
+    core = store.make(64)
+    fill(core, range(1), size=0)
+    assert core.allocate(key(9), 0, "writer") == [Spill(key(0), 0, 0)]
+    assert core.spilled(key(0)) == [Grant(key(9), 0, 0)]
+
+
+def test_a_pinned_spill_does_not_count_as_room(store: Store) -> None:
+    core = store.make(64 * MB)
+    fill(core, range(64))
+    for number in range(2, 64):
+        core.pin(key(number), "reader")
+    assert names(core.allocate(key(98), 2 * MB, "writer")) == ["Spill", "Spill"]
+    core.abort(key(98))
+    core.pin(key(1), "reader")
+    core.spilled(key(0))
+    assert core.allocate(key(99), 2 * MB, "writer") == [GrantFile(key(99), 2 * MB)]
+    core.spilled(key(1))
+
+
 def test_an_object_pinned_while_it_is_spilled_stays(store: Store) -> None:
     core = store.make(2 * MB)
     fill(core, range(2))

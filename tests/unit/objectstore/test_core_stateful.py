@@ -94,7 +94,7 @@ class Shell(RuleBasedStateMachine):
     def forget_pins(self, key: ObjectKey) -> None:
         self.pins = {pin: n for pin, n in self.pins.items() if pin[1] != key}
 
-    @rule(target=keys, size=st.integers(0, 3000), owner=CLIENTS)
+    @rule(target=keys, size=st.just(0) | st.integers(0, 3000), owner=CLIENTS)
     def allocate(self, size: int, owner: str) -> ObjectKey:
         self.next += 1
         key = self.next.to_bytes(20, "big"), 1
@@ -102,7 +102,7 @@ class Shell(RuleBasedStateMachine):
         self.carry_out(self.core.allocate(key, size, owner))
         return key
 
-    @rule(target=keys, n=st.integers(2, 12), size=st.integers(50, 400), owner=CLIENTS)
+    @rule(target=keys, n=st.integers(2, 12), size=st.integers(0, 400), owner=CLIENTS)
     def allocate_and_seal_many(self, n: int, size: int, owner: str) -> object:
         keys = [self.allocate(size, owner) for _ in range(n)]
         for key in keys:
