@@ -110,7 +110,7 @@ def attach(
     """
     if address is None:
         address = os.environ.get("REGROW_ADDRESS") or None
-    place, gcs_address = _resolve(address, home)
+    place, gcs_address = resolve(address, home)
     must_run = address not in (None, "local")
     if must_run and not place.is_dir():
         raise _nothing_there(place, gcs_address)
@@ -304,7 +304,7 @@ def _is_remote(home: Path) -> bool:
     return gcs is not None and gcs.pid == 0
 
 
-def _resolve(address: str | None, home: Path | str | None) -> tuple[Path, str]:
+def resolve(address: str | None, home: Path | str | None) -> tuple[Path, str]:
     """The home that an address means, and the control store's address if it names one."""
     place = Path(home).expanduser() if home is not None else config.home()
     gcs_address = ""

@@ -1,0 +1,272 @@
+"""The ``regrow`` command: its words, options and exit status.
+
+Parses and dispatches only; what a command does is in the ``_cli_*`` modules, imported when it runs,
+so that ``regrow --help`` is quick. Exit status: 0 done; 1 it failed; 2 wrong usage, or there is no
+cluster or database to connect to. An error is one sentence on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="regrow",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich for --help would double the time it takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+db = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(db, name="db", help="Look after the database.")
+
+
+class Kind(StrEnum):
+    """What ``regrow list`` lists."""
+
+    JOBS = "jobs"
+    NODES = "nodes"
+    TASKS = "tasks"
+    ACTORS = "actors"
+    OBJECTS = "objects"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, with all columns.")]
+
+
+@app.callback(invoke_without_command=True)
+def regrow(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Kill anything; it regrows: Ray's tasks and actors on a control store that never forgets.
+
+    A cluster lives in a folder, $REGROW_HOME (default ~/.regrow), which also keeps its data.
+
+    \b
+    Examples:
+      regrow demo
+      regrow start --head --num-cpus 2
+      regrow status
+      regrow list tasks --filter state=failed
+      regrow sql "select name, count(*) from regrow.tasks group by 1"
+      regrow stop
+    """
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"regrow {installed('regrow')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def start(
+    head: Annotated[
+        bool, typer.Option("--head", help="Start a cluster: Postgres, the control store, a node.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOME|HOST:PORT",
+            help="Start a node of the cluster in this home on this machine, or of the one whose "
+            "control store is at HOST:PORT (then --postgres or REGROW_POSTGRES, and REGROW_TOKEN, "
+            "must be those of that cluster).",
+        ),
+    ] = None,
+    postgres: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Use this server (version 14 or newer), not the embedded one. A password is "
+            "better given in REGROW_POSTGRES, PGPASSWORD, in ~/.pgpass, or with --postgres-file.",
+        ),
+    ] = None,
+    postgres_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read that URL from the first line of a private file."),
+    ] = None,
+    num_cpus: Annotated[
+        float | None, typer.Option(metavar="N", help="CPUs the node offers; by default all.")
+    ] = None,
+    num_gpus: Annotated[
+        float | None, typer.Option(metavar="N", help="GPUs the node offers; by default all.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that tasks can ask for.")
+    ] = None,
+    resources: Annotated[
+        str | None, typer.Option(metavar="JSON", help="""Further resources: '{"disk": 2}'.""")
+    ] = None,
+    object_store_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Size of the object arena: bytes, or 500MB, 2GiB; by default 30 % of the memory.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="JSON", help="""Labels: '{"zone": "a"}'.""")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Where the cluster stores objects: a folder, s3://..."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where the node listens for other nodes.")
+    ] = "127.0.0.1",
+    block: Annotated[
+        bool, typer.Option("--block", help="Stay until stopped; then stop what was started.")
+    ] = False,
+) -> None:
+    """Start a node that stays: the head of a new cluster, or one more of a running one.
+
+    \b
+    Examples:
+      regrow start --head
+      regrow start --head --num-cpus 4 --object-store-memory 2GB --block
+      regrow start --address ~/.regrow --resources '{"disk": 1}'
+      REGROW_POSTGRES=postgresql://me:secret@db/work regrow start --head
+    """
+    from regrow import _cli_start
+
+    _cli_start.start(
+        _cli_start.Asked(
+            head=head,
+            address=address,
+            postgres=postgres,
+            postgres_file=postgres_file,
+            storage=storage,
+            options=_cli_start.node_options(
+                num_cpus, num_gpus, memory, resources, object_store_memory, labels, host
+            ),
+            block=block,
+        )
+    )
+
+
+@app.command()
+def stop(
+    force: Annotated[
+        bool, typer.Option("--force", help="Kill at once; what was committed is safe.")
+    ] = False,
+) -> None:
+    """Stop the cluster of this home: its nodes on this machine, its control store, its Postgres.
+
+    The data stays: `regrow list` and `regrow sql` read it also afterwards.
+
+    \b
+    Examples:
+      regrow stop
+      REGROW_HOME=/data/regrow regrow stop --force
+    """
+    from regrow import _cli_start
+
+    _cli_start.stop(force=force)
+
+
+@app.command()
+def status(json: Json = False) -> None:
+    """Show whether a cluster runs, its nodes and its jobs. Exit status 1 if none runs.
+
+    \b
+    Examples:
+      regrow status
+      regrow status --json
+    """
+    from regrow import _cli_list
+
+    if not _cli_list.status(as_json=json):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(metavar="{jobs|nodes|tasks|actors|objects}")],
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="KEY=VALUE", help="Only rows like this, or KEY!=VALUE; repeatable."
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="So many rows at most, the newest.")
+    ] = 100,
+    full_ids: Annotated[bool, typer.Option("--full-ids", help="Do not shorten ids.")] = False,
+    json: Json = False,
+) -> None:
+    """List what the log knows, newest first; also after the cluster has ended.
+
+    \b
+    Examples:
+      regrow list jobs
+      regrow list nodes --json
+      regrow list tasks --filter state=failed --filter name!=warm_up
+      regrow list tasks --filter job=3 --limit 1000 --json
+      regrow list actors --filter state=alive
+      regrow list objects --full-ids
+    """
+    from regrow import _cli_list
+
+    _cli_list.run(kind.value, filters or [], limit=limit, full_ids=full_ids, as_json=json)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="The statement; - reads it from standard input.")],
+    json: Json = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Let the statement change data; know what you do.")
+    ] = False,
+) -> None:
+    """Run a statement on the log, while the cluster runs or on the data that is kept.
+
+    \b
+    Examples:
+      regrow sql "select name, state, count(*) from regrow.tasks group by 1, 2"
+      regrow sql --json "select * from regrow.events order by at desc limit 10"
+      regrow sql - < report.sql
+    """
+    from regrow import _cli_sql, config
+
+    text = sys.stdin.read() if query == "-" else query
+    _cli_sql.run(config.home(), text, as_json=json, write=write)
+
+
+def main() -> None:
+    """The program; does not return."""
+    try:
+        app()
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    except Exception as error:
+        raise SystemExit(_say(error)) from None
+
+
+def _say(error: Exception) -> int:
+    """Print an operating error as a sentence; its exit status. Raises what is none."""
+    from regrow.exceptions import ClusterConnectionError, RayError
+
+    if isinstance(error, RayError):
+        print(f"regrow: {error}", file=sys.stderr)
+        wrong = isinstance(error, ClusterConnectionError) or error.code in _WRONG_USAGE
+        return 2 if wrong else 1
+    raise error
+
+
+#: Codes of errors of the command line itself.
+_WRONG_USAGE = frozenset({"usage", "statement_writes"})
+
+if __name__ == "__main__":
+    main()
