@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.objectstore.extents import GRANULE, Extents, rounded
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 1000), st.integers(0, 10**6)), max_size=80),
     st.sampled_from([GRANULE, 4096, 100_000]),
@@ -72,6 +73,7 @@ def test_a_warm_tail_is_extended_rather_than_left_behind() -> None:
     assert extents.high_water == 6 * GRANULE
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_rounding_gives_whole_granules(size: int) -> None:
     assert rounded(size) % GRANULE == 0

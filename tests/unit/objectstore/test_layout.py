@@ -19,6 +19,7 @@ def packed(pickled: bytes, buffers: list[bytes]) -> layout.Layout:
     return layout.pack(pickled, [memoryview(buffer) for buffer in buffers])
 
 
+@settings(deadline=None)
 @given(parts)
 def test_unpack_returns_what_was_packed(parts: tuple[bytes, list[bytes]]) -> None:
     pickled, buffers = parts
@@ -29,6 +30,7 @@ def test_unpack_returns_what_was_packed(parts: tuple[bytes, list[bytes]]) -> Non
     assert [bytes(view) for view in views] == buffers
 
 
+@settings(deadline=None)
 @given(parts, st.integers(0, 255))
 def test_bytes_and_digest_do_not_depend_on_what_lay_in_memory(
     parts: tuple[bytes, list[bytes]], dirt: int
@@ -43,6 +45,7 @@ def test_bytes_and_digest_do_not_depend_on_what_lay_in_memory(
     assert len(digest) == layout.DIGEST_SIZE
 
 
+@settings(deadline=None)
 @given(parts)
 def test_buffers_are_aligned_and_not_copied(parts: tuple[bytes, list[bytes]]) -> None:
     memory = np.zeros(8192 + 64, np.uint8)
@@ -57,6 +60,7 @@ def test_buffers_are_aligned_and_not_copied(parts: tuple[bytes, list[bytes]]) ->
             assert np.shares_memory(array, memory)
 
 
+@settings(deadline=None)
 @given(parts, st.data())
 def test_damaged_lengths_are_told_and_never_read_past_the_end(
     parts: tuple[bytes, list[bytes]], data: st.DataObject
@@ -76,6 +80,7 @@ def test_damaged_lengths_are_told_and_never_read_past_the_end(
     assert layout.digest(damaged) != layout.digest(run)
 
 
+@settings(deadline=None)
 @given(parts, st.data())
 def test_a_truncated_or_extended_run_is_told(
     parts: tuple[bytes, list[bytes]], data: st.DataObject
@@ -87,6 +92,7 @@ def test_a_truncated_or_extended_run_is_told(
             layout.unpack(wrong)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_never_raise_anything_else(noise: bytes) -> None:
     for run in (noise, layout.MAGIC + noise):
@@ -101,7 +107,7 @@ def test_a_claim_of_four_billion_buffers_allocates_nothing() -> None:
         layout.unpack(struct.pack("<4sIQ", layout.MAGIC, 2**32 - 1, 0) + bytes(100))
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(-2, 2), st.integers(1, 3))
 def test_the_blocks_of_the_copy_join_without_a_seam(extra: int, blocks: int) -> None:
     size = blocks * layout._BLOCK + extra

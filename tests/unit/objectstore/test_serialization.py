@@ -15,7 +15,7 @@ import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.objectstore import serialization
@@ -64,6 +64,7 @@ class Point:
     y: Any = 0
 
 
+@settings(deadline=None)
 @given(values)
 def test_a_value_comes_back_equal_and_of_its_type(value: object) -> None:
     read = round_trip(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
@@ -68,6 +68,7 @@ def test_a_missing_copy_is_a_lost_copy(storage: SpillStorage) -> None:
         read(storage)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, len(DATA) - 1), flip=st.integers(1, 255))
 def test_one_altered_byte_is_a_lost_copy(
     tmp_path_factory: pytest.TempPathFactory, position: int, flip: int
@@ -170,6 +171,7 @@ def test_a_synced_write_syncs_the_file_and_then_its_name(
     assert len(synced) == 2
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=24), st.integers(0, 2**31))
 def test_a_file_name_gives_its_key_back(object_id: bytes, attempt: int) -> None:
     assert key_of(file_name((object_id, attempt))) == (object_id, attempt)
