@@ -1,7 +1,7 @@
 """The database that a command reads: of a running cluster, of a named server, or of kept data.
 
-Decides which one, and starts the embedded server where nothing runs, for as long as
-the command reads. It knows no table.
+Decides which one, and starts the embedded server where nothing runs, for as long as the command
+reads. It knows no table.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def connected(home: Path, *, write: bool = False) -> Iterator[Connection]:
     Raises ClusterConnectionError, in one sentence, if there is none.
     """
     with contextlib.ExitStack() as stack:
-        url = server_url(home)
-        if url is None:
-            url = stack.enter_context(_kept_data(home))
+        url = stack.enter_context(connection_url(home))
         try:
             connection = stack.enter_context(connect_checked(url))
         except PostgresUnavailableError as error:
@@ -44,6 +42,17 @@ def connected(home: Path, *, write: bool = False) -> Iterator[Connection]:
             connection.commit()
             connection.read_only = True
         yield connection
+
+
+@contextlib.contextmanager
+def connection_url(home: Path) -> Iterator[str]:
+    """Where the database of this home can be reached meanwhile. Raises ClusterConnectionError."""
+    url = server_url(home)
+    if url is not None:
+        yield url
+        return
+    with _kept_data(home) as url:
+        yield url
 
 
 def server_url(home: Path) -> str | None:

@@ -60,6 +60,11 @@ def print_json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     print(json.dumps(objects, indent=2, ensure_ascii=False, default=jsonable))
 
 
+def print_object(value: dict[str, Any]) -> None:
+    """One object, as ``print_json`` prints them."""
+    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+
+
 def jsonable(value: Any) -> Any:
     """This value as JSON can hold it."""
     match value:

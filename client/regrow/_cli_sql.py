@@ -1,4 +1,5 @@
-"""``regrow sql``: one statement on the cluster's database, read-only unless asked otherwise."""
+"""``regrow sql``, one statement on the cluster's database, read-only unless asked otherwise; and
+``regrow db``."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from pathlib import Path
 
 import psycopg
 
-from regrow._cli_database import Connection, connected
+from regrow._cli_database import Connection, connected, connection_url
 from regrow._cli_render import print_json, print_table
-from regrow.exceptions import RayError
+from regrow.exceptions import ClusterConnectionError, RayError
+from regrow.gcs.postgres_url import PostgresUnavailableError
 
 
 class StatementError(RayError):
@@ -74,3 +76,18 @@ def _sentence(error: psycopg.Error, query: str) -> str:
     if error.diag.message_hint:
         said += f"; {error.diag.message_hint}"
     return said
+
+
+def upgrade(home: Path, *, print_only: bool) -> None:
+    """Bring the schema up to date, or print it. Raises ClusterConnectionError."""
+    from regrow.gcs import schema
+
+    if print_only:
+        print(schema.offline_sql())
+        return
+    with connection_url(home) as url:
+        try:
+            changed = schema.upgrade(url)
+        except (PostgresUnavailableError, schema.SchemaError) as error:
+            raise ClusterConnectionError(str(error)) from None
+    print(f"The schema is {'now' if changed else 'already'} at version {schema.HEAD}.")

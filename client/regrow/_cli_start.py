@@ -17,8 +17,8 @@ from regrow import _bootstrap, _daemons, _home, config
 from regrow._daemons import NodeDaemon, NodeOptions
 from regrow.exceptions import ClusterConnectionError
 
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i?)B?|B)?")
-POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGTP])(i?)B?|B)?")
+POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 GRACE_S = 10.0
 
 

@@ -130,7 +130,7 @@ def start(
         bool, typer.Option("--block", help="Stay until stopped; then stop what was started.")
     ] = False,
 ) -> None:
-    """Start a node that stays: the head of a new cluster, or one more of a running one.
+    """Start a cluster, or one more node of it.
 
     \b
     Examples:
@@ -162,9 +162,10 @@ def stop(
         bool, typer.Option("--force", help="Kill at once; what was committed is safe.")
     ] = False,
 ) -> None:
-    """Stop the cluster of this home: its nodes on this machine, its control store, its Postgres.
+    """Stop the cluster of this home.
 
-    The data stays: `regrow list` and `regrow sql` read it also afterwards.
+    That is, its nodes on this machine, its control store and its embedded Postgres. The data
+    stays: `regrow list` and `regrow sql` read it also afterwards.
 
     \b
     Examples:
@@ -178,7 +179,9 @@ def stop(
 
 @app.command()
 def status(json: Json = False) -> None:
-    """Show whether a cluster runs, its nodes and its jobs. Exit status 1 if none runs.
+    """Show the cluster that runs, and its nodes.
+
+    Exit status 1 if none runs.
 
     \b
     Examples:
@@ -193,7 +196,9 @@ def status(json: Json = False) -> None:
 
 @app.command("list")
 def list_(
-    kind: Annotated[Kind, typer.Argument(metavar="{jobs|nodes|tasks|actors|objects}")],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help="jobs, nodes, tasks, actors or objects")
+    ],
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -206,7 +211,9 @@ def list_(
     full_ids: Annotated[bool, typer.Option("--full-ids", help="Do not shorten ids.")] = False,
     json: Json = False,
 ) -> None:
-    """List what the log knows, newest first; also after the cluster has ended.
+    """List what the log knows, newest first.
+
+    The log is that of the cluster that runs in this home, or ran there.
 
     \b
     Examples:
@@ -230,7 +237,9 @@ def sql(
         bool, typer.Option("--write", help="Let the statement change data; know what you do.")
     ] = False,
 ) -> None:
-    """Run a statement on the log, while the cluster runs or on the data that is kept.
+    """Run a statement on the log.
+
+    While the cluster runs, and afterwards on the data that is kept.
 
     \b
     Examples:
@@ -242,6 +251,49 @@ def sql(
 
     text = sys.stdin.read() if query == "-" else query
     _cli_sql.run(config.home(), text, as_json=json, write=write)
+
+
+@app.command()
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep its data and say where, for regrow sql.")
+    ] = False,
+) -> None:
+    """Train on three nodes, kill one, show what regrew.
+
+    Runs in a private folder, touches no other cluster, and takes less than a minute. Exit status 1
+    if the result is not, bit for bit, that of a run without a fault.
+
+    \b
+    Example:
+      regrow demo
+    """
+    from regrow.demo import run_demo
+
+    raise typer.Exit(run_demo(keep=keep))
+
+
+@db.callback()
+def database() -> None:
+    """Look after the database."""
+
+
+@db.command()
+def upgrade(
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL of a new schema; change nothing.")
+    ] = False,
+) -> None:
+    """Bring the schema `regrow` up to date; a starting cluster does that by itself.
+
+    \b
+    Examples:
+      regrow db upgrade --sql > regrow.sql
+      REGROW_POSTGRES=postgresql://owner@db/work regrow db upgrade
+    """
+    from regrow import _cli_sql, config
+
+    _cli_sql.upgrade(config.home(), print_only=sql)
 
 
 def main() -> None:
@@ -258,15 +310,12 @@ def _say(error: Exception) -> int:
     """Print an operating error as a sentence; its exit status. Raises what is none."""
     from regrow.exceptions import ClusterConnectionError, RayError
 
-    if isinstance(error, RayError):
-        print(f"regrow: {error}", file=sys.stderr)
-        wrong = isinstance(error, ClusterConnectionError) or error.code in _WRONG_USAGE
-        return 2 if wrong else 1
-    raise error
+    if not isinstance(error, RayError):
+        raise error
+    print(f"regrow: {error}", file=sys.stderr)
+    refused = isinstance(error, ClusterConnectionError) or error.code == "statement_writes"
+    return 2 if refused else 1
 
-
-#: Codes of errors of the command line itself.
-_WRONG_USAGE = frozenset({"usage", "statement_writes"})
 
 if __name__ == "__main__":
     main()
