@@ -1,0 +1,265 @@
+"""Actors: ``@remote`` on a class, handles, and calls of their methods.
+
+An actor's id is the id of the task that creates it.  Its handles hold the object that this task returns:
+when the last of them is gone anywhere, the actor ends.  Decides what a handle knows and how it travels;
+where an actor lives and in which order its calls run is its node's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from regrow._client import Call, current
+from regrow._context import ActorExit
+from regrow._functions import define, identity
+from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, Options, checked
+from regrow._refs import ObjectRef, ref_from_id
+from regrow.exceptions import UnsupportedOptionError
+from regrow.ids import object_id
+from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef
+
+C = TypeVar("C")
+
+_BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__")
+#: A definition that names a class without carrying it, for calls.
+_NO_CODE = b""
+
+
+class ActorClass(Generic[C]):
+    """A class whose instances are actors, made with ``.remote(...)``."""
+
+    def __init__(self, cls: type[C], options: dict[str, Any]) -> None:
+        self._class = cls
+        self._options = options
+        self._checked = _checked(options)
+        _refuse_coroutines(cls)
+        self._definition: FunctionDef | None = None
+        self.__name__ = cls.__name__
+        self.__qualname__ = cls.__qualname__
+        self.__module__ = cls.__module__
+        self.__doc__ = cls.__doc__
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> C:
+        name = self.__name__
+        raise TypeError(
+            f"Actors cannot be instantiated directly. Instead of '{name}()', use "
+            f"'{name}.remote()'."
+        )
+
+    def options(self, **options: Any) -> ActorClass[C]:
+        """The same class with other options for the actors made through what this returns."""
+        changed: ActorClass[C] = ActorClass.__new__(ActorClass)
+        changed.__dict__.update(self.__dict__)
+        changed._options = {**self._options, **options}
+        changed._checked = _checked(changed._options)
+        return changed
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[C]:
+        """Make an actor; a handle, at once."""
+        options = self._checked
+        client = current()
+        namespace = options.namespace or client.running.current().namespace
+        if options.get_if_exists:
+            if not options.name:
+                raise ValueError("get_if_exists needs a name")
+            try:
+                return get_actor(options.name, namespace)
+            except ValueError:
+                pass  # nobody has the name
+        if self._definition is None:
+            self._definition = define(self._class)
+        definition = self._definition
+        call = Call(
+            definition=definition,
+            name=f"{self.__qualname__}.__init__",
+            identity=identity(self._class, definition) + b".__init__",
+            kind=ACTOR_CREATION,
+            resources=options.resources,
+            max_retries=0,
+            durability=options.durability,
+            strategy=options.strategy,
+        )
+        _check_signature(self._class, args, kwargs)
+
+        def reserve(actor_id: bytes) -> None:
+            body = [actor_id, options.name, namespace, definition.function_id]
+            client.ask("name_actor", msgspec.msgpack.encode(body))
+
+        try:
+            [created] = client.call(call, args, kwargs, reserve if options.name else None)
+        except ValueError:
+            if options.get_if_exists:  # somebody was faster
+                return get_actor(options.name, namespace)
+            raise
+        methods = _methods(self._class)
+        return ActorHandle(created, definition.function_id, self.__qualname__, methods)
+
+
+class ActorHandle(Generic[C]):
+    """An actor. Its methods are called with ``handle.method.remote(...)``; may be sent anywhere."""
+
+    def __init__(
+        self, created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int] | None
+    ) -> None:
+        self._created = created
+        self._actor_id = created.task_id()
+        self._definition = FunctionDef(function_id, name, _NO_CODE)
+        #: Number of return values by method; None: not known (the actor itself says).
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        methods = self.__dict__.get("_methods", {})
+        if name in _BUILT_IN:
+            count = 1
+        elif methods is None and not name.startswith("__"):
+            count = 1
+        elif name in (methods or ()):
+            count = methods[name]
+        else:
+            raise AttributeError(
+                f"'{self._definition.name}' object has no attribute '{name}'"
+                if "_definition" in self.__dict__
+                else name
+            )
+        method = ActorMethod(self, name, {"num_returns": count})
+        self.__dict__[name] = method
+        return method
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *(self._methods or ())]
+
+    @property
+    def _ray_actor_id(self) -> bytes:
+        return self._actor_id
+
+    def __repr__(self) -> str:
+        return f"Actor({self._definition.name}, {self._actor_id.hex()})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and other._actor_id == self._actor_id
+
+    def __hash__(self) -> int:
+        return hash(self._actor_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        definition = self._definition
+        return _handle, (self._created, definition.function_id, definition.name, self._methods)
+
+
+class ActorMethod:
+    """One method of one actor."""
+
+    def __init__(self, handle: ActorHandle[Any], method: str, options: Mapping[str, Any]) -> None:
+        self._handle = handle
+        self._method = method
+        self._options = options
+        checked_options = checked(options, METHOD_OPTIONS, "actor methods", 0)
+        definition = handle._definition
+        name = checked_options.name or f"{definition.name}.{method}"
+        self._call = Call(
+            definition=definition,
+            name=name,
+            identity=handle._actor_id + method.encode(),
+            kind=ACTOR_CALL,
+            num_returns=checked_options.num_returns,
+            durability=checked_options.durability,
+            actor_id=handle._actor_id,
+            method=method,
+        )
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise TypeError(
+            f"Actor methods cannot be called directly. Instead of running "
+            f"'object.{self._method}()', try 'object.{self._method}.remote()'."
+        )
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method; a reference to its result (a list of them if there are several)."""
+        refs = current().call(self._call, args, kwargs)
+        if self._call.num_returns == 1:
+            return refs[0]
+        return refs or None
+
+    def options(self, **options: Any) -> ActorMethod:
+        """The same method with other options."""
+        return ActorMethod(self._handle, self._method, {**self._options, **options})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_handle": self._handle, "_method": self._method, "_options": dict(self._options)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_handle"], state["_method"], state["_options"])  # type: ignore[misc]
+
+
+def method(*, num_returns: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Say how many values a method of an actor returns."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__regrow_num_returns__ = num_returns  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
+    """The actor of this name. Raises ValueError if there is none."""
+    if not name:
+        raise ValueError("Please supply a non-empty value to get_actor")
+    client = current()
+    where = namespace or client.running.current().namespace
+    body = client.ask("get_actor", msgspec.msgpack.encode([name, where]))
+    actor_id, function_id = msgspec.msgpack.decode(body, type=tuple[bytes, bytes])
+    return ActorHandle(ref_from_id(object_id(actor_id, 0)), function_id, name, None)
+
+
+def exit_actor() -> NoReturn:
+    """End the actor that runs this. Raises TypeError elsewhere."""
+    if not current().running.current().actor_id:
+        raise TypeError("exit_actor API is called on a non-actor worker.")
+    raise ActorExit
+
+
+def _handle(
+    created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int] | None
+) -> ActorHandle[Any]:
+    return ActorHandle(created, function_id, name, methods)
+
+
+def _methods(cls: type) -> dict[str, int]:
+    return {
+        name: getattr(function, "__regrow_num_returns__", 1)
+        for name, function in inspect.getmembers(cls, callable)
+        if not (name.startswith("__") and hasattr(object, name)) and name != "__init_subclass__"
+    }
+
+
+def _checked(options: dict[str, Any]) -> Options:
+    result = checked(options, ACTOR_OPTIONS, "actors", 0)
+    if result.max_concurrency > 1:
+        raise UnsupportedOptionError(
+            f"max_concurrency={result.max_concurrency} is not in this version of regrow: an actor "
+            f"runs one call at a time"
+        )
+    return result
+
+
+def _refuse_coroutines(cls: type) -> None:
+    for name, function in inspect.getmembers(cls, inspect.isfunction):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise UnsupportedOptionError(
+                f"{cls.__qualname__}.{name} is a coroutine: asynchronous actors are not in this "
+                f"version of regrow"
+            )
+
+
+def _check_signature(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise TypeError here rather than in the actor, as Ray does."""
+    try:
+        signature = inspect.signature(cls)
+    except ValueError:  # a class of an extension module
+        return
+    signature.bind(*args, **kwargs)

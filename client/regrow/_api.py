@@ -1,0 +1,395 @@
+"""Ray's verbs: ``init``, ``remote``, ``get``, ``put``, ``wait`` and the rest.
+
+Decides what a call means and checks its arguments; the client of the process does the work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
+
+import msgspec
+
+from regrow import _client
+from regrow._actor import ActorClass, ActorHandle
+from regrow._client import Client
+from regrow._options import check_durability
+from regrow._refs import ObjectRef, set_table
+from regrow._remote import RemoteFunction
+from regrow.config import RESOURCE_UNIT, Config
+from regrow.exceptions import RaySystemError, UnsupportedOptionError
+from regrow.messages import Bye, NodeView, Resources
+
+if TYPE_CHECKING:
+    from regrow._bootstrap import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+#: What Ray's ``init`` takes too, with the values that mean "as usual".
+_INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
+    "configure_logging": (True, False),
+    "dashboard_host": (None, "127.0.0.1"),
+    "dashboard_port": (None,),
+    "include_dashboard": (None, False),
+    "job_config": (None,),
+    "labels": (None, {}),
+    "local_mode": (False,),
+    "logging_config": (None,),
+    "logging_format": (None,),
+    "logging_level": (None, "info", "INFO", 20),
+    "runtime_env": (None, {}),
+    "_node_ip_address": (None,),
+    "_system_config": (None, {}),
+    "_temp_dir": (None,),
+}
+
+_state_lock = threading.RLock()
+_session: Session | None = None
+
+
+class Context:
+    """What ``init`` returns: where the cluster is. Shuts down at the end of a ``with``."""
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        self.address_info = address_info
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context({self.address_info!r})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    object_store_memory: int | None = None,
+    ignore_reinit_error: bool = False,
+    namespace: str | None = None,
+    log_to_driver: bool = True,
+    postgres: str | None = None,
+    storage: str | None = None,
+    durability: str = "commit",
+    **others: Any,
+) -> Context:
+    """Join the cluster that lives in ``$REGROW_HOME``, or start one there.
+
+    ``address`` is the home of a running cluster, "auto" or "local"; ``postgres`` the libpq URL of a
+    database instead of the embedded one, ``storage`` a ``pyarrow.fs`` URI for spilled objects.
+    ``durability="async"`` relaxes only what this driver sees.  Raises ClusterConnectionError, and
+    RuntimeError where this process is connected already.
+    """
+    global _session
+    _check_init(others)
+    check_durability(durability)
+    with _state_lock:
+        if _client.connected() is not None:
+            if ignore_reinit_error:
+                return _context()
+            raise RuntimeError(
+                "Maybe you called regrow.init twice by accident? This error can be suppressed by "
+                "passing in 'ignore_reinit_error=True' or by calling 'regrow.shutdown()' prior to "
+                "'regrow.init()'."
+            )
+        from regrow._bootstrap import attach
+        from regrow._driver import Driver
+
+        session = attach(
+            address=address, postgres=postgres, storage=storage, num_cpus=num_cpus,
+            num_gpus=num_gpus, resources=resources, object_store_memory=object_store_memory,
+        )  # fmt: skip
+        try:
+            driver = Driver(
+                session.node_socket, session.token, session.local_sockets,
+                durability=durability, namespace=namespace or "", log_to_driver=log_to_driver,
+                reconnect_timeout_s=Config.from_environment().reconnect_timeout_s,
+            )  # fmt: skip
+        except BaseException:
+            session.close()
+            raise
+        _session = session
+        set_table(driver.refs)
+        _client.set_current(driver)
+        what = "Started a regrow cluster" if session.started else "Joined the regrow cluster"
+        print(f"{what} in {session.home} (job {driver.job})", file=sys.stderr)
+        return _context()
+
+
+def _check_init(others: Mapping[str, Any]) -> None:
+    unknown = sorted(set(others) - set(_INIT_DEFAULTS))
+    if unknown:
+        raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
+    for name, value in others.items():
+        if not any(value == usual for usual in _INIT_DEFAULTS[name]):
+            raise UnsupportedOptionError(
+                f"init({name}={value!r}) is not in this version of regrow; leave it out"
+            )
+
+
+def _context() -> Context:
+    client = _client.current()
+    home = str(_session.home) if _session is not None else client.welcome.home
+    return Context(
+        {
+            "address": home,
+            "session_dir": home,
+            "node_id": str(client.welcome.node_id),
+            "namespace": client.running.current().namespace,
+            "webui_url": None,
+        }
+    )
+
+
+def _init_by_default() -> Client:
+    with _state_lock:
+        if _client.connected() is None:
+            init()
+        return _client.current()
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected."""
+    return _client.connected() is not None
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """Leave the cluster; one that ``init`` started ends with its last driver. Repeats do nothing."""
+    global _session
+    with _state_lock:
+        client = _client.connected()
+        session, _session = _session, None
+        if client is None or client.role != "driver":
+            return
+        _client.set_current(None)
+        set_table(None)
+        failed = _exiting_interpreter and hasattr(sys, "last_value") and not hasattr(sys, "ps1")
+        try:
+            if session is not None:
+                session.release()
+            client.close(Bye(failed))
+        finally:
+            if session is not None:
+                session.close()
+
+
+def _forked() -> None:
+    """In a forked child: neither the connection nor the cluster is this process's."""
+    global _session
+    client, _session = _client.connected(), None
+    if client is not None:
+        client.link.abandon()
+        _client.set_current(None)
+        set_table(None)
+
+
+atexit.register(shutdown, True)
+os.register_at_fork(after_in_child=_forked)
+_client.set_start(_init_by_default)
+
+
+# --- remote ---------------------------------------------------------------------------------------
+
+
+class RemoteDecorator(Protocol):
+    """What ``remote(num_cpus=2)`` returns."""
+
+    @overload
+    def __call__(self, target: type[C], /) -> ActorClass[C]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+
+
+@overload
+def remote(target: type[C], /) -> ActorClass[C]: ...
+@overload
+def remote(target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def remote(**options: Any) -> RemoteDecorator: ...
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a function remote, or a class an actor; ``@remote`` or ``@remote(num_cpus=2, ...)``."""
+    if len(args) == 1 and not options:
+        return _make_remote(args[0], {})
+    if args or not options:
+        raise TypeError(
+            "The @regrow.remote decorator must be applied either with no arguments and no "
+            "parentheses, for example '@regrow.remote', or with some keyword arguments, like "
+            "'@regrow.remote(num_returns=2, resources={\"CustomResource\": 1})'."
+        )
+    return lambda target: _make_remote(target, options)
+
+
+def _make_remote(target: Any, options: dict[str, Any]) -> Any:
+    if inspect.isclass(target):
+        return ActorClass(target, options)
+    if isinstance(target, RemoteFunction | ActorClass) or not callable(target):
+        raise TypeError(
+            "The @regrow.remote decorator must be applied to either a function or a class."
+        )
+    if inspect.iscoroutinefunction(target):
+        raise ValueError(
+            "'async def' should not be used for remote tasks. You can wrap the async function with "
+            "'asyncio.run()' if needed."
+        )
+    if inspect.isgeneratorfunction(target):
+        raise UnsupportedOptionError(
+            f"{target.__qualname__} is a generator: generator tasks are not in this version of "
+            f"regrow. Return a list of regrow.put(...) references instead."
+        )
+    if not hasattr(target, "__qualname__"):
+        raise TypeError(
+            "The @regrow.remote decorator must be applied to either a function or a class."
+        )
+    return RemoteFunction(target, options)
+
+
+# --- objects --------------------------------------------------------------------------------------
+
+
+@overload
+def get(refs: ObjectRef[R], *, timeout: float | None = None) -> R: ...
+@overload
+def get(refs: Sequence[ObjectRef[R]], *, timeout: float | None = None) -> list[R]: ...
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a reference, or those of several; waits for them, ``timeout`` seconds at most.
+
+    Raises what the task raised (as RayTaskError and as its own type), GetTimeoutError, or the
+    system's reason why there is no value.
+    """
+    client = _client.current()
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}")
+    if type(refs) is ObjectRef:
+        if refs._data is not None:  # hot path
+            return client.value_of(refs, None)
+        return client.get((refs,), timeout)[0]
+    if not isinstance(refs, list | tuple):
+        raise ValueError(
+            f"Invalid type of object refs, {type(refs)}, is given. 'refs' must either be an "
+            f"ObjectRef or a list of ObjectRefs."
+        )
+    for ref in refs:
+        if type(ref) is not ObjectRef:
+            raise ValueError(
+                f"Invalid type of object refs. Values of the list passed to get must be ObjectRefs; "
+                f"one is {type(ref)}."
+            )
+    return client.get(refs, timeout)
+
+
+def put(value: R) -> ObjectRef[R]:
+    """Store a value and return a reference to it.
+
+    Raises SerializationError (a TypeError) naming what cannot be pickled, and ObjectStoreFullError.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError(
+            "Calling 'put' on an ObjectRef is not allowed. If you really want to do this, you can "
+            "wrap the ObjectRef in a list and call 'put' on it."
+        )
+    return _client.current().put(value)
+
+
+def wait(
+    refs: list[ObjectRef[R]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
+    """Wait until ``num_returns`` are ready or ``timeout`` seconds are over: (ready, others).
+
+    Both keep the order given; ready has ``num_returns`` at most.  With ``fetch_local`` an object is
+    ready when its bytes are on this node.
+    """
+    if isinstance(refs, ObjectRef):
+        raise TypeError("wait() expected a list of ObjectRefs, got a single ObjectRef")
+    if not isinstance(refs, list):
+        raise TypeError(f"wait() expected a list of ObjectRefs, got {type(refs)}")
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
+    if not {ObjectRef}.issuperset(map(type, refs)):
+        wrong = next(ref for ref in refs if type(ref) is not ObjectRef)
+        raise TypeError(f"wait() expected a list of ObjectRefs, got list containing {type(wrong)}")
+    client = _client.current()
+    if not refs:
+        return [], []
+    if len(set(map(id, refs))) != len(refs):
+        raise ValueError("Wait requires a list of unique object refs.")
+    if num_returns <= 0:
+        raise ValueError(f"Invalid number of objects to return {num_returns}.")
+    if num_returns > len(refs):
+        raise ValueError(
+            "num_returns cannot be greater than the number of objects provided to wait()."
+        )
+    return client.wait(refs, num_returns, timeout, fetch_local)
+
+
+def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
+    """End an actor at once; its unfinished calls raise ActorDiedError."""
+    if not isinstance(actor, ActorHandle):
+        raise ValueError(f"regrow.kill() is for actors only. Got: {type(actor)}.")
+    body = msgspec.msgpack.encode([actor._ray_actor_id, no_restart])
+    _client.current().ask("kill_actor", body)
+
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, also dead ones, as Ray's dictionaries."""
+    body = _connected().ask("nodes")
+    return [
+        {
+            "NodeID": str(view.node_id),
+            "Incarnation": view.incarnation,
+            "Alive": view.alive,
+            "NodeManagerAddress": view.host,
+            "NodeManagerHostname": view.hostname,
+            "NodeManagerPort": view.port,
+            "RayletSocketName": view.socket_path,
+            "Resources": _amounts(view.total) if view.alive else {},
+            "Labels": view.labels,
+            "IsHead": view.is_head,
+        }
+        for view in msgspec.msgpack.decode(body, type=list[NodeView])
+    ]
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all living nodes have."""
+    return _amounts(msgspec.msgpack.decode(_connected().ask("cluster_resources"), type=Resources))
+
+
+def available_resources() -> dict[str, float]:
+    """What of it is free, as far as this node knows."""
+    body = _connected().ask("available_resources")
+    return {k: v for k, v in _amounts(msgspec.msgpack.decode(body, type=Resources)).items() if v}
+
+
+def _connected() -> Client:
+    client = _client.connected()
+    if client is None:
+        raise RaySystemError(
+            "regrow has not been started yet. You can start it with 'regrow.init()'."
+        )
+    return client
+
+
+def _amounts(resources: Resources) -> dict[str, float]:
+    return {name: amount / RESOURCE_UNIT for name, amount in resources.items()}

@@ -1,0 +1,529 @@
+"""A process's end of the cluster: submits, puts, gets and waits through one link.
+
+The driver has one from ``init`` on, every worker has one.  Decides what is sent and what is awaited;
+batching is the link's business, what this process refers to the reference table's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import xxhash
+from msgspec import Raw, Struct
+
+from regrow._arguments import REF_TYPES, pack_arguments
+from regrow._context import Running, Task
+from regrow._futures import Futures
+from regrow._link import Connection, Link, Message, Submission
+from regrow._memory import Memory, track, tracked
+from regrow._refs import ObjectRef, RefTable, Waiter, is_ready
+from regrow.config import INLINE_MAX
+from regrow.exceptions import (
+    BY_CODE,
+    ClusterConnectionError,
+    GetTimeoutError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    ReplayMismatchError,
+)
+from regrow.ids import object_id, put_object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ASYNC,
+    OK,
+    SYSTEM_ERROR,
+    TASK,
+    Answer,
+    Ask,
+    Blocked,
+    Borrow,
+    Create,
+    Created,
+    DefineFunctions,
+    Drop,
+    FunctionDef,
+    Located,
+    Location,
+    NodeMessage,
+    PutValue,
+    Read,
+    Release,
+    Seal,
+    Subscribe,
+    SystemFailure,
+    TaskSpec,
+    Unblocked,
+    Values,
+    encode,
+    failure_decoder,
+)
+from regrow.objectstore.layout import Layout, digest
+from regrow.objectstore.serialization import SerializedObject, deserialize, serialize
+
+_ASK_TIMEOUT_S: Final = 60.0
+#: Failures that are ValueErrors in Ray.
+_NAME_ERRORS: Final = ("actor_name_taken", "actor_not_found")
+
+
+class Call(Struct, frozen=True):
+    """What is the same for all calls of one remote function or method with its options."""
+
+    definition: FunctionDef
+    name: str
+    #: What tells this function's calls from another's (``regrow._functions.identity``).
+    identity: bytes
+    kind: int = TASK
+    resources: dict[str, int] | None = None
+    num_returns: int = 1
+    max_retries: int = 0
+    flags: int = 0
+    durability: str = ""
+    strategy: str = ""
+    key: bytes | None = None
+    options: bytes = b""
+    actor_id: bytes = b""
+    method: str = ""
+
+
+class _Request:
+    """Something asked of the node that one message answers."""
+
+    __slots__ = ("answer", "done", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.answer: Created | Answer | None = None
+        self.done = threading.Event()
+
+
+class Client:
+    """See the module. ``role`` is "driver" or "worker"."""
+
+    def __init__(
+        self, connection: Connection, role: str, durability: str, memory: Memory | None = None
+    ) -> None:
+        self.role = role
+        self.welcome = connection.welcome
+        self.running = Running()
+        self.refs = RefTable(self._on_garbage)
+        self._futures = Futures(self)
+        self.refs.future = self._futures.future
+        self.link = Link(connection, self)
+        self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_garbage)
+        self._default_flags = ASYNC if durability == "async" else 0
+        self._defined: dict[bytes, FunctionDef] = {}
+        self._requests: dict[int | bytes, _Request] = {}
+        self._numbers = itertools.count(1)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Values: lambda message: self._values(message),
+            Located: self._located,
+            Created: lambda message: self._answered(message.object_id, message),
+            Answer: lambda message: self._answered(message.number, message),
+        }
+
+    def on(self, kind: type, handler: Callable[[Any], None]) -> None:
+        """Handle messages of ``kind`` with ``handler``, on the reading thread."""
+        self._handlers[kind] = handler
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    def call(
+        self, call: Call, args: Sequence[Any], kwargs: dict[str, Any],
+        before: Callable[[bytes], None] | None = None,
+    ) -> list[ObjectRef[Any]]:  # fmt: skip
+        """Submit a task; one reference for each of its return values.
+
+        ``before`` is called with its id before it is submitted.
+        Raises TypeError for arguments that cannot be pickled, ReplayMismatchError where ``key`` was
+        used for something else, and ClusterConnectionError when the node is gone.
+        """
+        parent = self.running.current()
+        packed = pack_arguments(args, kwargs, self.put_serialized, call.name)
+        definition = call.definition
+        if definition.function_id not in self._defined and call.kind != ACTOR_CALL:
+            self.define(definition)
+        known = False
+        if parent.counted_ids is not None and call.key is None:
+            task_id = parent.counted_ids.next_id()
+        else:
+            content = b"\0".join((call.identity, digest(packed.data), *packed.deps, *packed.nested))
+            task_id, known = _content_id(parent, call, content)
+        flags = call.flags | (
+            (ASYNC if call.durability == "async" else 0) if call.durability else self._default_flags
+        )
+        if known:
+            return [self.refs.borrowed(object_id(task_id, i)) for i in range(call.num_returns)]
+        options = call.options
+        if parent.has_namespace:
+            options = _with_namespace(options, parent.namespace)
+        if before is not None:
+            before(task_id)
+        spec = TaskSpec(
+            task_id, parent.task_id, parent.job, definition.function_id, call.name, call.kind,
+            call.actor_id or (task_id if call.kind else b""), packed.deps, packed.nested,
+            call.resources, call.num_returns, call.max_retries, flags, call.strategy, packed.data,
+            call.method, options,
+        )  # fmt: skip
+        make = self.refs.own if parent.counted_ids is None else self.refs.fresh
+        refs = [make(object_id(task_id, index)) for index in range(call.num_returns)]
+        self._submit(Raw(encode(spec)))
+        return refs
+
+    def define(self, definition: FunctionDef) -> None:
+        """Tell the node of a function before its first call."""
+        self._defined[definition.function_id] = definition
+        self.link.post(DefineFunctions([definition]))
+
+    def _submit(self, item: Submission) -> None:
+        link = self.link
+        if link.submit(item):
+            link.flush()
+            if link.over_window:
+                self._blocking(link.await_credit)
+
+    # --- puts -------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Store a value. Raises SerializationError and ObjectStoreFullError."""
+        return self.put_serialized(serialize(value, ref_types=REF_TYPES))
+
+    def put_serialized(self, serialized: SerializedObject) -> ObjectRef[Any]:
+        """The same with a value that is pickled already."""
+        parent = self.running.current()
+        layout = serialized.layout
+        data = layout.to_bytes() if layout.size <= INLINE_MAX else None
+        if parent.counted_ids is not None:
+            ref = self.refs.fresh(put_object_id(parent.counted_ids.next_id()))
+        else:
+            content = _content_digest(layout) if data is None else digest(data)
+            ref = self.refs.own(put_object_id(parent.content_ids.next_id(b"put\0" + content)))
+        refs = serialized.contained_refs
+        if data is not None:
+            self.refs.known(ref, data)
+            item: PutValue | Seal = PutValue(
+                ref._id, parent.task_id, parent.job, digest(data), data, refs
+            )
+        else:
+            written = self.write_object(ref._id, 0, layout)
+            item = Seal(ref._id, parent.task_id, parent.job, layout.size, written, refs)
+            self.refs.known(ref, None)
+        self._submit(item)
+        return ref
+
+    def write_object(self, oid: bytes, attempt: int, layout: Layout) -> bytes:
+        """Write an object into room that the node makes; its digest. The caller seals it."""
+        answer = self._request(oid, Create(oid, attempt, layout.size), None)
+        assert isinstance(answer, Created)
+        if answer.location is None:
+            raise as_error(answer.error or SystemFailure("system", "the node made no room"))
+        with self.memory.writable(answer.location) as room:
+            return layout.write_into(room)
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+        """The values, in order. Raises the first error among them, or GetTimeoutError."""
+        views: dict[bytes, memoryview] = {}
+        missing: dict[ObjectRef[Any], None] = {}
+        for ref in refs:
+            if ref._data is None:
+                view = tracked(ref._view)
+                if view is None:
+                    missing[ref] = None
+                else:
+                    views[ref._id] = view
+        if missing:
+            waiter = Waiter(len(missing), fetch=True)
+            if self.refs.register(missing, waiter) < len(missing):
+                self._await(waiter, missing, timeout_s)
+            if waiter.missing > 0:
+                raise GetTimeoutError(
+                    f"Get timed out: {waiter.missing} of {len(refs)} objects were not ready within "
+                    f"{timeout_s} s."
+                )
+            views.update(waiter.views)
+        return [self.value_of(ref, views.get(ref._id)) for ref in refs]
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], count: int, timeout_s: float | None, fetch: bool
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """The first ``count`` references that are ready, in the order given, and the others."""
+        places = _ready_places(refs, count, fetch)
+        if len(places) < count and timeout_s != 0:
+            waiting = [ref for ref in refs if not is_ready(ref, fetch)]
+            # Some may have become ready since.
+            waiter = Waiter(count - (len(refs) - len(waiting)), fetch)
+            if waiter.missing > 0:
+                self.refs.register(waiting, waiter)
+                if waiter.missing > 0:
+                    self._await(waiter, waiting, timeout_s)
+                self.refs.forget(waiting, waiter)
+            places = _ready_places(refs, count, fetch)
+        elif len(places) < count:
+            self._ask_now(refs, fetch)
+            places = _ready_places(refs, count, fetch)
+        ready = [refs[place] for place in places]
+        rest = refs.copy()
+        for place in reversed(places):
+            del rest[place]
+        return ready, rest
+
+    def value_of(self, ref: ObjectRef[Any], view: memoryview | None) -> Any:
+        """The value of a reference that is ready, or its error raised."""
+        data = ref._data if view is None else view
+        assert data is not None
+        status = ref._status
+        if status == OK:
+            return deserialize(data)
+        if status == SYSTEM_ERROR:
+            raise as_error(failure_decoder.decode(data))
+        error = deserialize(data)
+        if isinstance(error, RayTaskError):
+            raise error.as_instanceof_cause()
+        raise error
+
+    def _ask_now(self, refs: list[ObjectRef[Any]], fetch: bool) -> None:
+        """Nobody waits, but what was never asked for is asked for, so that it comes one day."""
+        waiting = [ref for ref in refs if not is_ready(ref, fetch)]
+        waiter = Waiter(len(waiting) + 1, fetch)
+        self.refs.register(waiting, waiter)
+        self.refs.forget(waiting, waiter)
+        self.link.flush()
+
+    def _await(
+        self, waiter: Waiter, refs: Sequence[ObjectRef[Any]] | dict[ObjectRef[Any], None],
+        timeout_s: float | None,
+    ) -> None:  # fmt: skip
+        try:
+            self.link.flush()
+            if not waiter.sleep(0):
+                self._blocking(lambda: waiter.sleep(timeout_s))
+        finally:
+            if waiter.missing > 0:
+                self.refs.forget(refs, waiter)
+
+    def _blocking(self, wait: Callable[[], object]) -> None:
+        """Run ``wait`` while others may use this task's CPU."""
+        if self.role == "driver":
+            wait()
+            return
+        task_id = self.running.current().task_id
+        self.give_back_unstarted()
+        self.link.post(Blocked(task_id))
+        self.link.flush()
+        try:
+            wait()
+        finally:
+            self.link.post(Unblocked(task_id))
+
+    def give_back_unstarted(self) -> None:
+        """Of a worker: return the tasks that are queued behind the running one."""
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def ask(self, what: str, body: bytes = b"", timeout_s: float = _ASK_TIMEOUT_S) -> bytes:
+        """Ask the node something; raises what it answers with, or GetTimeoutError."""
+        number = next(self._numbers)
+        answer = self._request(number, Ask(number, what, body), timeout_s)
+        assert isinstance(answer, Answer)
+        if answer.error is not None:
+            raise as_error(answer.error)
+        return answer.body
+
+    def _request(
+        self, key: int | bytes, message: Message, timeout_s: float | None
+    ) -> Created | Answer:
+        request = self._requests[key] = _Request(message)
+        try:
+            self.link.post(message)
+            self.link.flush()
+            if not request.done.wait(timeout_s):
+                raise GetTimeoutError(f"the node did not answer {message!r} in {timeout_s} s")
+        finally:
+            self._requests.pop(key, None)
+        if request.answer is None:
+            self.link.flush()  # raises why
+            raise RaySystemError("the connection to the node was lost")
+        return request.answer
+
+    def _answered(self, key: int | bytes, answer: Created | Answer) -> None:
+        request = self._requests.get(key)
+        if request is not None:
+            request.answer = answer
+            request.done.set()
+        elif isinstance(answer, Answer):
+            return  # it came too late
+        elif answer.location is not None:
+            self.memory.give_back(answer.location)
+
+    # --- what the link asks of its owner ------------------------------------------------------------
+
+    def receive(self, message: NodeMessage) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise RaySystemError(f"the node sent an unexpected {type(message).__name__}")
+        handler(message)
+
+    def _values(self, message: Values | Located) -> None:
+        if self.refs.handle_values(message.values):
+            self.link.flush()  # some are large and waited for
+
+    def _located(self, message: Located) -> None:
+        for location in message.locations:
+            view = self.memory.view(location)
+            self.refs.handle_located(location.object_id, view, track)
+            del view
+        if message.values:
+            self._values(message)
+
+    def collect_drops(self) -> list[bytes]:
+        return self.refs.take_dropped()
+
+    def collect(self, dropped: list[bytes]) -> tuple[list[Message], list[Message]]:
+        before: list[Message] = []
+        after: list[Message] = []
+        borrowed, again = self.refs.take_borrowed(dropped)
+        if borrowed:
+            before.append(Borrow(borrowed))
+        if dropped:
+            after.append(Drop(dropped))
+        if again:
+            after.append(Borrow(again))
+        subscribing, reading = self.refs.take_asked()
+        if subscribing:
+            after.append(Subscribe(subscribing))
+        if reading:
+            after.append(Read(reading))
+        released = self.memory.take_released()
+        if released:
+            after.append(Release(released))
+        return before, after
+
+    def disconnected(self) -> bool:
+        """The link broke: drivers look for another node, workers end."""
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        self.give_up(RaySystemError(f"a message of the node could not be handled: {error!r}"))
+        raise error
+
+    def close(self, last: Message | None) -> None:
+        """Say ``last`` and leave. References stay usable as far as their values are here."""
+        self.link.close(last)
+        self.give_up(ClusterConnectionError("regrow.shutdown() was called"))
+        self._futures.close()
+        self.memory.close()
+
+    def give_up(self, failure: RayError) -> None:
+        """There is no node any more: everything that waits fails."""
+        self.link.fail(failure)
+        self.refs.fail_all(SystemFailure("connection", str(failure)))
+        for request in list(self._requests.values()):
+            request.done.set()
+
+    def resume(self, connection: Connection) -> None:
+        """Go on over a new connection: declare anew what is held and awaited."""
+        holding, pending, reading = self.refs.held()
+        first: list[Message] = []
+        if self._defined:
+            first.append(DefineFunctions(list(self._defined.values())))
+        if holding:
+            first.append(Borrow(holding))
+        last: list[Message] = []
+        if pending:
+            last.append(Subscribe(pending))
+        if reading:
+            last.append(Read(reading))
+        last.extend(request.message for request in list(self._requests.values()))
+        self.welcome = connection.welcome
+        self.link.attach(connection, first, last)
+
+    def _on_garbage(self) -> None:
+        link = self.__dict__.get("link")
+        if link is not None:
+            link.arm()
+
+
+def as_error(failure: SystemFailure) -> Exception:
+    """The exception for what the system reports."""
+    if failure.code in _NAME_ERRORS:
+        return ValueError(failure.message)
+    kind = BY_CODE.get(failure.code)
+    if kind is None:
+        return RaySystemError(f"{failure.code}: {failure.message}")
+    return kind(failure.message)
+
+
+def _with_namespace(options: bytes, namespace: str) -> bytes:
+    packed = msgspec.msgpack.decode(options, type=dict[str, Any]) if options else {}
+    return msgspec.msgpack.encode({**packed, "namespace": namespace})
+
+
+def _content_id(parent: Task, call: Call, content: bytes) -> tuple[bytes, bool]:
+    """The id of a submission, and whether it is one with a key that was submitted before."""
+    if call.key is None:
+        return parent.content_ids.next_id(content), False
+    task_id = parent.content_ids.keyed_id(call.key)
+    before = parent.keys.setdefault(call.key, content)
+    if before is content:
+        return task_id, False
+    if before != content:
+        raise ReplayMismatchError(
+            f"{call.name}.options(key={call.key!r}) was submitted before with another function or "
+            f"other arguments; one key names one call"
+        )
+    return task_id, True
+
+
+def _content_digest(layout: Layout) -> bytes:
+    """What identifies a large put before it is written; only compared with others of its kind."""
+    hasher = xxhash.xxh3_128(layout.pickled)
+    for buffer in layout.buffers:
+        hasher.update(buffer)
+    return hasher.digest()
+
+
+def _ready_places(refs: list[ObjectRef[Any]], count: int, fetch: bool) -> list[int]:
+    """Places of the first ``count`` that are ready."""
+    places: list[int] = []
+    for place, ref in enumerate(refs):  # hot path: `wait` over thousands
+        if ref._status and (ref._data is not None or is_ready(ref, fetch)):
+            places.append(place)
+            if len(places) == count:
+                break
+    return places
+
+
+_current: Client | None = None
+_start: Callable[[], Client] | None = None
+
+
+def current() -> Client:
+    """The client of this process; connects one (as ``init()`` would) if there is none."""
+    if _current is not None:
+        return _current
+    if _start is None:
+        raise RaySystemError("regrow is not initialized; call regrow.init() first")
+    return _start()
+
+
+def set_current(client: Client | None) -> None:
+    """Make ``client`` that of this process."""
+    global _current
+    _current = client
+
+
+def connected() -> Client | None:
+    """The client of this process, if there is one."""
+    return _current
+
+
+def set_start(start: Callable[[], Client]) -> None:
+    """How ``current`` makes a client."""
+    global _start
+    _start = start

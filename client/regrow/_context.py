@@ -1,0 +1,93 @@
+"""Which task this code runs in: the parent of what it submits.
+
+Kept in a contextvar, so that threads and coroutines of an actor see their own call.  A thread that
+lost it (one that the program started itself) falls back to the task its process runs; where several
+run, that is ambiguous and an error, because ids are made from the parent.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from regrow.exceptions import RaySystemError
+from regrow.ids import ContentIds, CountedIds, driver_task_id
+
+
+class ActorExit(BaseException):
+    """Raised by ``exit_actor``: the actor ends after this call."""
+
+
+class Task:
+    """The driver, or a task or actor call that is running here."""
+
+    __slots__ = (
+        "actor_id", "attempt", "content_ids", "counted_ids", "function_id", "has_namespace", "job",
+        "keys", "name",
+        "namespace", "resources", "task_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, task_id: bytes, job: int, job_root: bytes, name: str,
+        *, replayable: bool = True, actor_id: bytes = b"", function_id: bytes = b"",
+        attempt: int = 1, resources: dict[str, int] | None = None, namespace: str = "",
+    ) -> None:  # fmt: skip
+        self.task_id = task_id
+        self.job = job
+        self.name = name
+        #: Of a parent that is never replayed, else None.
+        self.counted_ids = None if replayable else CountedIds(job_root)
+        self.content_ids = ContentIds(job_root, task_id)
+        #: What was submitted under each ``options(key=...)``.
+        self.keys: dict[bytes, bytes] = {}
+        self.actor_id = actor_id
+        self.attempt = attempt
+        self.resources = resources
+        self.function_id = function_id
+        #: Where the names of actors are looked up by default; a job's own unless it says another.
+        self.namespace = namespace or f"job-{job}"
+        #: The namespace is not the job's own: its children must be told.
+        self.has_namespace = bool(namespace)
+
+
+def driver_task(job: int, job_root: bytes, namespace: str) -> Task:
+    """The driver of an unnamed job, which is never replayed: its ids are counted."""
+    return Task(
+        driver_task_id(job_root), job, job_root, "driver", replayable=False, namespace=namespace
+    )
+
+
+class Running:
+    """The tasks that this process runs now."""
+
+    def __init__(self, root: Task | None = None) -> None:
+        self._root = root
+        self._tasks: dict[bytes, Task] = {}
+        self._here: ContextVar[Task | None] = ContextVar("regrow_task", default=None)
+
+    def enter(self, task: Task) -> None:
+        """``task`` begins in the present context."""
+        self._tasks[task.task_id] = task
+        self._here.set(task)
+
+    def leave(self, task: Task) -> None:
+        """``task`` ended. Threads it left behind still fall back to it while nothing else runs."""
+        self._tasks.pop(task.task_id, None)
+        self._root = task
+        self._here.set(None)
+
+    def current(self) -> Task:
+        """The task of the calling code. Raises RaySystemError where that cannot be known."""
+        task = self._here.get()
+        if task is not None:
+            return task
+        tasks = self._tasks
+        if len(tasks) == 1:
+            return next(iter(tasks.values()))
+        if tasks:
+            raise RaySystemError(
+                f"this thread cannot tell which of {len(tasks)} running calls it belongs to; start "
+                f"it with contextvars.copy_context().run(...)"
+            )
+        if self._root is None:
+            raise RaySystemError("no task runs in this worker")
+        return self._root

@@ -1,0 +1,108 @@
+"""The driver's client: outlives its node, and prints what workers print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from regrow._client import Client
+from regrow._context import Running, driver_task
+from regrow._link import Connection
+from regrow._memory import Memory
+from regrow._output import print_lines
+from regrow.exceptions import ClusterConnectionError, RayError
+from regrow.messages import PROTOCOL_VERSION, Hello, Printed, ReplayDifference
+
+logger = logging.getLogger("regrow")
+
+_RETRY_INTERVAL_S: Final = 0.05
+
+
+class Driver(Client):
+    """The client of a driver.
+
+    ``local_sockets`` lists the nodes of this machine that accept; for ``reconnect_timeout_s`` after
+    its own died one of them is looked for.
+    """
+
+    def __init__(
+        self, path: str, token: str, local_sockets: Callable[[], list[str]], *,
+        durability: str, namespace: str, log_to_driver: bool, reconnect_timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._token = token
+        self._durability = durability
+        self._local_sockets = local_sockets
+        self._reconnect_timeout_s = reconnect_timeout_s
+        connection = Connection(path, self._hello(0))
+        super().__init__(connection, "driver", durability)
+        self.job = connection.welcome.job
+        self.running = Running(driver_task(self.job, connection.welcome.job_root, namespace))
+        self._log_to_driver = log_to_driver
+        #: Mappings of nodes that died: values may still lie there.
+        self._old_memory: list[Memory] = []
+        self.on(Printed, self._print)
+        self.on(ReplayDifference, _warn)
+        self.link.start()
+
+    def _hello(self, job: int) -> Hello:
+        entrypoint = " ".join(sys.argv) or sys.executable
+        return Hello(
+            PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability, entrypoint
+        )
+
+    def _print(self, printed: Printed) -> None:
+        if self._log_to_driver:
+            print_lines(printed, self.welcome.node_id)
+
+    # --- another node -----------------------------------------------------------------------------
+
+    def disconnected(self) -> bool:
+        """Look for a node on this machine; on the reading thread."""
+        deadline = time.monotonic() + self._reconnect_timeout_s
+        tried = ""
+        while not self.link.closed:
+            for path in dict.fromkeys([*self._local_sockets(), self.link.path]):
+                try:
+                    self._move_to(path)
+                except RayError as error:
+                    tried = str(error)
+                else:
+                    return True
+            if time.monotonic() > deadline:
+                self.give_up(
+                    ClusterConnectionError(
+                        f"the node of this driver died, and no other was found on this machine "
+                        f"within {self._reconnect_timeout_s:g} s (the last attempt: {tried}). "
+                        f"Results that were not fetched are in the log; see `regrow list tasks`."
+                    )
+                )
+                return False
+            time.sleep(_RETRY_INTERVAL_S)
+        return False
+
+    def _move_to(self, path: str) -> None:
+        connection = Connection(path, self._hello(self.job))
+        try:
+            memory = Memory.connect(connection.welcome.arena_path, self._on_garbage)
+        except BaseException:
+            connection.socket.close()
+            raise
+        self._old_memory.append(self.memory)
+        self.memory = memory
+        self.resume(connection)
+
+    def abandon(self) -> None:
+        """In a forked child: this driver is the parent's."""
+        self.link.abandon()
+
+
+def _warn(difference: ReplayDifference) -> None:
+    logger.warning(
+        "%s made another result when it was run again (object %s): it is not deterministic",
+        difference.name,
+        difference.object_id.hex(),
+    )

@@ -1,0 +1,272 @@
+"""Running one task: its function, its arguments, its result or its error as bytes.
+
+Decides what a task's outcome is.  It knows no queue and no socket: large results are written through
+the client it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import cloudpickle
+import msgspec
+
+from regrow._arguments import REF_TYPES, unpack_arguments
+from regrow._client import Client
+from regrow._context import ActorExit, Task
+from regrow._functions import load
+from regrow._refs import ObjectRef
+from regrow.config import INLINE_MAX
+from regrow.exceptions import RayError, RaySystemError, RayTaskError
+from regrow.ids import object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    RETRY_EXCEPTIONS,
+    SYSTEM_ERROR,
+    TASK_ERROR,
+    FunctionDef,
+    Return,
+    RunTask,
+    SystemFailure,
+    TaskDone,
+    TaskSpec,
+    encode,
+    spec_decoder,
+)
+from regrow.objectstore.layout import digest
+from regrow.objectstore.serialization import deserialize, serialize
+
+#: An error over this size (bytes) travels without its cause.
+_ERROR_MAX: Final = 1 << 20
+_TEXT_MAX: Final = 64 * 1024
+#: Frames of these files are no business of the user's.
+_OURS: Final = os.path.dirname(__file__) + os.sep
+
+
+class ArgumentFailed(Exception):
+    """An argument is an error: so is the result."""
+
+    def __init__(self, status: int, data: bytes) -> None:
+        super().__init__(status, data)
+        self.status = status
+        self.data = data
+
+
+class Executor:
+    """Runs tasks, one after the other or from several threads, and holds the actor of its process."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._definitions: dict[bytes, FunctionDef] = {}
+        self._functions: dict[bytes, Any] = {}
+        self._retry_types: dict[bytes, tuple[type[BaseException], ...]] = {}
+        self._gpus: list[int] | None = None
+        #: The actor of this process, once it is made.
+        self.actor: Any = None
+        #: The actor has asked to end.
+        self.exiting = False
+
+    def define(self, definitions: list[FunctionDef]) -> None:
+        """Functions that tasks name from now on."""
+        for definition in definitions:
+            self._definitions[definition.function_id] = definition
+
+    def function(self, function_id: bytes) -> Any:
+        """The function or class, loaded at its first use."""
+        function = self._functions.get(function_id)
+        if function is None:
+            definition = self._definitions.get(function_id)
+            if definition is None:
+                raise RaySystemError(f"the node never sent function {function_id.hex()}")
+            try:
+                function = load(definition)
+            except Exception as error:  # whatever importing the user's modules raises
+                raise RuntimeError(
+                    f"{definition.name} cannot be loaded in a worker: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            self._functions[function_id] = function
+        return function
+
+    # --- a task -----------------------------------------------------------------------------------
+
+    def task_of(self, spec: TaskSpec, attempt: int) -> Task:
+        """What the code of this task is told of itself."""
+        options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+        return Task(
+            spec.task_id, spec.job, self._client.welcome.job_root, spec.name,
+            actor_id=spec.actor_id, attempt=attempt, resources=spec.resources,
+            namespace=options.get("namespace", ""), function_id=spec.function_id,
+        )  # fmt: skip
+
+    def run(self, run: RunTask) -> TaskDone:
+        """Run a task on the calling thread. Never raises."""
+        spec = spec_decoder.decode(run.spec)
+        task = self.task_of(spec, run.attempt)
+        if run.gpus != self._gpus:
+            self._gpus = run.gpus
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
+        running = self._client.running
+        running.enter(task)
+        start = time.perf_counter_ns()
+        try:
+            values = self._call(spec, run)
+            returns = [self._return(spec, run.attempt, i, v) for i, v in enumerate(values)]
+            status, retry = OK, False
+            del values
+        except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's, too
+            status, returned, retry = self.outcome_of(spec, error)
+            returns = [returned]
+        finally:
+            running.leave(task)
+        duration_us = (time.perf_counter_ns() - start) // 1000
+        return TaskDone(spec.task_id, run.attempt, status, returns, duration_us, retry)
+
+    def _call(self, spec: TaskSpec, run: RunTask) -> list[Any]:
+        args, kwargs = self.arguments(spec, run)
+        result = self.target(spec)(*args, **kwargs)
+        if spec.kind == ACTOR_CREATION:
+            self.actor, result = result, None
+        return self.split(spec, result)
+
+    def target(self, spec: TaskSpec) -> Callable[..., Any]:
+        """What the task calls."""
+        if spec.kind != ACTOR_CALL:
+            return self.function(spec.function_id)  # type: ignore[no-any-return]
+        if spec.method == "__ray_terminate__":
+            return self.terminate
+        if spec.method == "__ray_ready__":
+            return lambda: True
+        if spec.method == "__ray_call__":
+            return lambda function, *args, **kwargs: function(self.actor, *args, **kwargs)
+        return getattr(self.actor, spec.method)  # type: ignore[no-any-return]
+
+    def terminate(self) -> None:
+        """End the actor after what it does now."""
+        self.exiting = True
+
+    def arguments(self, spec: TaskSpec, run: RunTask) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with their dependencies' values. Raises ArgumentFailed for an error."""
+        if not spec.deps:
+            return unpack_arguments(spec.args, ())
+        values: dict[bytes, Any] = {}
+        for value in run.inline:
+            assert value.data is not None
+            if value.status != OK:
+                raise ArgumentFailed(value.status, value.data)
+            values[value.object_id] = deserialize(value.data)
+        for location in run.located:
+            values[location.object_id] = deserialize(self._client.memory.view(location))
+        return unpack_arguments(spec.args, [values[oid] for oid in spec.deps])
+
+    def split(self, spec: TaskSpec, result: Any) -> list[Any]:
+        """The return values. Raises ValueError if there are not as many as ``num_returns``."""
+        count = spec.num_returns
+        if count == 1:
+            return [result]
+        if count == 0:
+            return []
+        try:
+            values = list(result)
+        except TypeError:
+            raise ValueError(
+                f"{spec.name} has num_returns={count} and must return that many values, but "
+                f"returned a {type(result).__name__}, which has no parts"
+            ) from None
+        if len(values) != count:
+            raise ValueError(
+                f"{spec.name} has num_returns={count} but returned {len(values)} values"
+            )
+        return values
+
+    def _return(self, spec: TaskSpec, attempt: int, index: int, value: Any) -> Return:
+        serialized = serialize(value, ref_types=REF_TYPES)
+        layout, refs = serialized.layout, serialized.contained_refs
+        if layout.size <= INLINE_MAX:
+            data = layout.to_bytes()
+            return Return(layout.size, digest(data), data, refs)
+        written = self._client.write_object(object_id(spec.task_id, index), attempt, layout)
+        return Return(layout.size, written, None, refs)
+
+    # --- errors -----------------------------------------------------------------------------------
+
+    def outcome_of(self, spec: TaskSpec, error: BaseException) -> tuple[int, Return, bool]:
+        """Status and value of a task that raised, and whether it may be tried again."""
+        if isinstance(error, ArgumentFailed):
+            return error.status, _error_return(error.data), False
+        if isinstance(error, ActorExit):
+            self.exiting = True
+            name = spec.name.rpartition(".")[0]
+            failure = SystemFailure("actor_died", f"the actor {name} ended itself: exit_actor()")
+            return SYSTEM_ERROR, _error_return(encode(failure)), False
+        data = serialize_error(spec.name, error)
+        retry = bool(spec.flags & RETRY_EXCEPTIONS) and isinstance(error, self._retried(spec))
+        return TASK_ERROR, _error_return(data), retry
+
+    def _retried(self, spec: TaskSpec) -> tuple[type[BaseException], ...]:
+        kinds = self._retry_types.get(spec.options)
+        if kinds is None:
+            options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+            kinds = cloudpickle.loads(options["retry"]) if "retry" in options else (Exception,)
+            self._retry_types[spec.options] = kinds
+        return kinds
+
+
+def _error_return(data: bytes) -> Return:
+    return Return(len(data), digest(data), data)
+
+
+def serialize_error(name: str, error: BaseException) -> bytes:
+    """A serialized RayTaskError with the frames of the program only.
+
+    A cause that cannot be pickled and unpickled is left out; the text has what it said.
+    """
+    text = _traceback(error)
+    # A failure that passes through tasks keeps the type of the first one's exception.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if cause is not None:
+        with contextlib.suppress(Exception):  # it does not pickle, in one way or another
+            bare = _without_traceback(cause)
+            data = serialize(RayTaskError(name, text, bare), ref_types=frozenset({ObjectRef}))
+            if data.layout.size <= _ERROR_MAX:
+                packed = data.layout.to_bytes()
+                deserialize(packed)
+                return packed
+    if len(text) > _TEXT_MAX:
+        text = text[: _TEXT_MAX // 2] + "\n...\n" + text[-_TEXT_MAX // 2 :]
+    text += f"(the exception itself, a {type(error).__name__}, could not be pickled)\n"
+    return serialize(RayTaskError(name, text)).layout.to_bytes()
+
+
+def _without_traceback(error: BaseException) -> BaseException:
+    copied = pickle.loads(cloudpickle.dumps(error))
+    assert isinstance(copied, BaseException)
+    return copied
+
+
+def _traceback(error: BaseException) -> str:
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        return f"{type(error).__name__}: {error}\n"
+    told: traceback.TracebackException | None = traceback.TracebackException.from_exception(error)
+    assert told is not None
+    _keep_users_frames(told)
+    return "".join(told.format())
+
+
+def _keep_users_frames(told: traceback.TracebackException) -> None:
+    """Leave out our own frames, of the exception and of those that led to it."""
+    for part in (told, told.__cause__, told.__context__):
+        if part is not None:
+            part.stack = traceback.StackSummary.from_list(
+                [frame for frame in part.stack if not frame.filename.startswith(_OURS)]
+            )
+            if part is not told:
+                _keep_users_frames(part)

@@ -1,0 +1,356 @@
+"""The connection of a client to its node: batching, the commit window, reconnecting.
+
+Messages queue up and leave together: when enough are pending, when somebody is about to wait
+(``flush``), or a millisecond later.  Submissions (specs, small puts, seals) are kept until the node says
+that they are committed, and are sent again over a new connection.  Decides when bytes leave and in which
+order; what messages mean is the client's business.
+
+Order within a batch: new borrows, then the queue, then drops and releases.  Dropped ids are collected
+first and borrowed ids last, so that nothing is dropped before what needs it has left.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Raw
+
+from regrow.exceptions import BY_CODE, ClusterConnectionError, RayError
+from regrow.messages import (
+    Committed,
+    Done,
+    Hello,
+    NodeMessage,
+    Put,
+    PutValue,
+    Refused,
+    Seal,
+    Submit,
+    TaskDone,
+    Welcome,
+    encode,
+    node_decoder,
+)
+from regrow.wire import FrameError, FrameReader, frame
+
+#: Submissions that make a batch leave at once.
+BATCH_MAX: Final = 128
+_READ_SIZE: Final = 256 * 1024
+_FLUSH_INTERVAL_S: Final = 0.001
+_CONNECT_TIMEOUT_S: Final = 20.0
+
+#: What the node counts in ``Committed``.
+Submission = Raw | PutValue | Seal
+Message = msgspec.Struct
+
+
+class Peer(Protocol):
+    """Who owns the link."""
+
+    def receive(self, message: NodeMessage) -> None:
+        """A message came; called on the link's reading thread only."""
+
+    def collect_drops(self) -> list[bytes]:
+        """References that died."""
+
+    def collect(self, dropped: list[bytes]) -> tuple[list[Message], list[Message]]:
+        """What else must be told now, before and after the queue."""
+
+    def disconnected(self) -> bool:
+        """The connection broke. True: it was made anew (``attach``); False: there is none."""
+
+    def failed(self, error: Exception) -> None:
+        """Handling a message raised: an error of ours. Nothing is read any more."""
+
+
+class Connection:
+    """A socket that has been welcomed. Raises the node's refusal as an error of ours."""
+
+    def __init__(self, path: str, hello: Hello) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.frames = FrameReader()
+        try:
+            self.socket.settimeout(_CONNECT_TIMEOUT_S)
+            self.socket.connect(path)
+            self.socket.sendall(frame(encode(hello)))
+            self.welcome, self.early = self._await_welcome()
+            self.socket.settimeout(None)
+        except (OSError, FrameError, msgspec.MsgspecError) as error:
+            self.socket.close()
+            raise ClusterConnectionError(
+                f"cannot talk to the node at {path}: {error}. Is the cluster running "
+                f"(`regrow status`)?"
+            ) from error
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _await_welcome(self) -> tuple[Welcome, list[bytes]]:
+        while True:
+            data = self.socket.recv(_READ_SIZE)
+            if not data:
+                raise ConnectionError("it closed the connection")
+            bodies = self.frames.feed(data)
+            if not bodies:
+                continue
+            message = node_decoder.decode(bodies[0])
+            if isinstance(message, Refused):
+                kind: type[RayError] = BY_CODE.get(message.code, ClusterConnectionError)
+                raise kind(message.message)
+            if not isinstance(message, Welcome):
+                raise ConnectionError(f"it answered with {type(message).__name__}")
+            return message, bodies[1:]
+
+
+class Link:
+    """See the module. All methods may be called from any thread."""
+
+    def __init__(self, connection: Connection, peer: Peer) -> None:
+        self._connection = connection
+        self._peer = peer
+        self._window = max(connection.welcome.window, BATCH_MAX)
+        self._queue: deque[Submission | Message] = deque()
+        self._uncommitted: deque[Submission] = deque()
+        # Reentrant, because a finalizer may run, and submit, in the middle of a flush.
+        self._sending = threading.RLock()
+        self._in_flush = False
+        self._armed = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._credit = threading.Condition(threading.Lock())
+        self._closed = False
+        self._failure: RayError | None = None
+        self._reader = threading.Thread(target=self._read, name="regrow-reader", daemon=True)
+        self._flusher = threading.Thread(target=self._tick, name="regrow-flusher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read and to send."""
+        self._reader.start()
+        self._flusher.start()
+
+    @property
+    def path(self) -> str:
+        """The socket of the node."""
+        return self._connection.path
+
+    @property
+    def outstanding(self) -> int:
+        """Submissions that are not committed yet."""
+        return len(self._uncommitted) + len(self._queue)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def submit(self, item: Submission | TaskDone | Message) -> bool:
+        """Queue ``item``. True if the queue is long enough to be flushed (and the window checked)."""
+        queue = self._queue
+        queue.append(item)
+        if not self._armed:
+            self.arm()
+        return len(queue) >= BATCH_MAX
+
+    def post(self, message: Message) -> None:
+        """Queue ``message``; it leaves with the next batch, a millisecond from now at most."""
+        self._queue.append(message)
+        if not self._armed:
+            self.arm()
+
+    def arm(self) -> None:
+        """Make sure that a flush happens soon. Safe anywhere, also in a finalizer."""
+        if not self._armed:
+            self._armed = True
+            try:
+                self._wake.release()
+            except RuntimeError:  # another thread has just done it
+                return
+
+    def flush(self) -> None:
+        """Send everything that is queued. Raises ClusterConnectionError when the node is gone."""
+        if self._failure is not None:
+            raise self._failure
+        with self._sending:
+            if self._in_flush:
+                return
+            self._in_flush = True
+            try:
+                batch = self._take_batch()
+                if batch:
+                    self._send(batch)
+            finally:
+                self._in_flush = False
+
+    def _take_batch(self) -> bytes:
+        dropped = self._peer.collect_drops()
+        queue = self._queue
+        items = [queue.popleft() for _ in range(len(queue))]
+        before, after = self._peer.collect(dropped)
+        if not items and not before and not after:
+            return b""
+        out = [frame(encode(message)) for message in before]
+        self._pack(items, out, False)
+        out.extend(frame(encode(message)) for message in after)
+        return b"".join(out)
+
+    def _pack(self, items: list[Submission | Message], out: list[bytes], resent: bool) -> None:
+        """Pack runs of equal items into one message each; count submissions as uncommitted."""
+        start, end = 0, len(items)
+        while start < end:
+            kind = type(items[start])
+            stop = start + 1
+            if kind is Raw or kind is PutValue or kind is TaskDone:
+                while stop < end and type(items[stop]) is kind:
+                    stop += 1
+            run = items[start:stop]
+            message: Message
+            if kind is Raw:
+                message = Submit(run, resent)  # type: ignore[arg-type]
+            elif kind is PutValue:
+                message = Put(run)  # type: ignore[arg-type]
+            elif kind is TaskDone:
+                message = Done(run)  # type: ignore[arg-type]
+            else:
+                message = run[0]  # type: ignore[assignment]
+            if kind is Raw or kind is PutValue or kind is Seal:
+                self._uncommitted.extend(run)  # type: ignore[arg-type]
+            out.append(frame(encode(message)))
+            start = stop
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._connection.socket.sendall(data)
+        except OSError:
+            # The reading thread sees the end of the connection too and makes a new one, over which
+            # the submissions are sent again and everything else is told anew.
+            return
+
+    # --- the window -------------------------------------------------------------------------------
+
+    @property
+    def over_window(self) -> bool:
+        """Whether the next submission has to wait for a commit."""
+        return len(self._uncommitted) >= self._window
+
+    def await_credit(self) -> None:
+        """Wait until the window has room again; raises ClusterConnectionError if it never will."""
+        self.flush()
+        with self._credit:
+            while self.over_window:
+                if self._failure is not None:
+                    raise self._failure
+                self._credit.wait()
+
+    def _committed(self, count: int) -> None:
+        uncommitted = self._uncommitted
+        was_over = len(uncommitted) >= self._window
+        for _ in range(min(count, len(uncommitted))):
+            uncommitted.popleft()
+        if was_over:
+            with self._credit:
+                self._credit.notify_all()
+
+    # --- receiving --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    def _read(self) -> None:
+        try:
+            self._read_frames()
+        except Exception as error:
+            self._peer.failed(error)
+
+    def _read_frames(self) -> None:
+        connection = self._connection
+        bodies = connection.early
+        while not self._closed:
+            try:
+                for body in bodies:
+                    message = node_decoder.decode(body)
+                    if type(message) is Committed:
+                        self._committed(message.count)
+                    else:
+                        self._peer.receive(message)
+                data = connection.socket.recv(_READ_SIZE)
+                bodies = connection.frames.feed(data) if data else []
+            except (OSError, FrameError, msgspec.MsgspecError):
+                data = b""
+            if not data and not self._closed:
+                connection.socket.close()
+                if not self._peer.disconnected():
+                    return
+                connection = self._connection
+                bodies = connection.early
+
+    def _tick(self) -> None:
+        while not self._closed:
+            self._wake.acquire()
+            quiet = 0
+            # Stays awake a little longer than needed: waking costs more than looking.
+            while quiet < 10 and not self._closed:
+                time.sleep(_FLUSH_INTERVAL_S)
+                quiet = 0 if self._queue else quiet + 1
+                try:
+                    self.flush()
+                except RayError:
+                    return
+            self._armed = False
+            if self._queue:
+                self.arm()
+
+    # --- the end of a connection ------------------------------------------------------------------
+
+    def attach(self, connection: Connection, first: list[Message], last: list[Message]) -> None:
+        """Go on over ``connection``: ``first``, the uncommitted submissions, ``last``.
+
+        Called on the reading thread (from ``disconnected``).
+        """
+        with self._sending:
+            self._connection = connection
+            self._window = max(connection.welcome.window, BATCH_MAX)
+            again, self._uncommitted = list(self._uncommitted), deque()
+            out = [frame(encode(message)) for message in first]
+            self._pack(again, out, True)  # type: ignore[arg-type]
+            out.extend(frame(encode(message)) for message in last)
+            self._send(b"".join(out))
+
+    def fail(self, failure: RayError) -> None:
+        """There will be no connection any more."""
+        self._failure = failure
+        with self._credit:
+            self._credit.notify_all()
+
+    def close(self, last: Message | None = None) -> None:
+        """Send what is queued, and ``last``, and end both threads."""
+        if last is not None and self._failure is None:
+            self._queue.append(last)
+            self.flush()
+        self._closed = True
+        if self._failure is None:
+            self.fail(ClusterConnectionError("the connection was closed by regrow.shutdown()"))
+        try:
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed by the node already
+        self.arm()
+        current = threading.current_thread()
+        for thread in (self._reader, self._flusher):
+            if thread is not current and thread.is_alive():
+                thread.join()
+        self._connection.socket.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        self._closed = True
+        self._failure = ClusterConnectionError(
+            "this process was forked from one that is connected; call regrow.init() here"
+        )
+        os.close(self._connection.socket.detach())

@@ -1,0 +1,239 @@
+"""The options of tasks and actors: Ray's names, checked when they are given.
+
+An option that this version does not have is an error, never accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from regrow.config import RESOURCE_UNIT
+from regrow.exceptions import UnsupportedOptionError
+from regrow.messages import KEYED, RETRY_EXCEPTIONS
+
+DEFAULT_MAX_RETRIES: Final = 3
+
+_SHARED: Final = frozenset({
+    "num_cpus", "num_gpus", "memory", "resources", "name", "durability", "scheduling_strategy",
+})  # fmt: skip
+TASK_OPTIONS: Final = _SHARED | {"num_returns", "max_retries", "retry_exceptions", "key"}
+ACTOR_OPTIONS: Final = _SHARED | {"namespace", "get_if_exists", "max_concurrency"}
+METHOD_OPTIONS: Final = frozenset({"num_returns", "name", "durability"})
+
+#: Ray's options that this version does not have; those values mean "not used".
+_LATER: Final[dict[str, tuple[Any, ...]]] = {
+    "accelerator_type": (None,),
+    "allow_out_of_order_execution": (None, False),
+    "concurrency_group": (None,),
+    "concurrency_groups": (None, {}),
+    "enable_task_events": (True,),
+    "fallback_strategy": (None,),
+    "job": (None,),
+    "label_selector": (None, {}),
+    "lifetime": (None, "non_detached"),
+    "max_calls": (None, 0),
+    "max_pending_calls": (None, -1),
+    "max_restarts": (None, 0),
+    "max_task_retries": (None, 0),
+    "object_store_memory": (None, 0),
+    "placement_group": (None, "default"),
+    "placement_group_bundle_index": (None, -1),
+    "placement_group_capture_child_tasks": (None, False),
+    "runtime_env": (None, {}),
+    "checkpoint": (None, False),
+    "_labels": (None, {}),
+    "_metadata": (None,),
+}
+
+_HINTS: Final = {
+    "max_restarts": "Actors that come back with their state are planned; until then an actor that "
+    "died raises ActorDiedError, and the program can make another.",
+    "max_task_retries": "It comes with max_restarts.",
+    "runtime_env": "Workers run in the environment of their node.",
+    "lifetime": "An actor ends with its job.",
+    "job": "Jobs that resume are planned.",
+}
+
+
+class Options(Struct, frozen=True):
+    """Options, checked. ``resources`` as in ``TaskSpec``."""
+
+    resources: dict[str, int] | None = None
+    num_returns: int = 1
+    max_retries: int = DEFAULT_MAX_RETRIES
+    #: False, True (every exception) or a tuple of exception types.
+    retry_exceptions: bool | tuple[type[BaseException], ...] = False
+    name: str = ""
+    flags: int = 0
+    #: Of the submitter's replies; "" is what ``init`` said.
+    durability: str = ""
+    key: bytes | None = None
+    strategy: str = ""
+    namespace: str | None = None
+    get_if_exists: bool = False
+    #: 0: not given.
+    max_concurrency: int = 0
+
+
+def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cpus: int) -> Options:
+    """Check options by name and value.
+
+    ``what`` ("remote functions", "actors", "actor methods") is for messages; ``default_cpus`` is
+    what a task or actor takes that does not say.  Raises ValueError or TypeError for wrong ones
+    and UnsupportedOptionError for those that this version does not have.
+    """
+    for name, value in raw.items():
+        if name not in valid:
+            _refuse(name, value, valid, what)
+    flags = 0
+    retry = _retry_exceptions(raw.get("retry_exceptions", False))
+    if retry is not False:
+        flags |= RETRY_EXCEPTIONS
+    key = _key(raw.get("key"))
+    if key is not None:
+        flags |= KEYED
+    return Options(
+        resources=_resources(raw, default_cpus),
+        num_returns=num_returns(raw.get("num_returns", 1)),
+        max_retries=_max_retries(raw.get("max_retries")),
+        retry_exceptions=retry,
+        name=_text(raw, "name") or "",
+        flags=flags,
+        durability=check_durability(raw.get("durability")),
+        key=key,
+        strategy=_strategy(raw.get("scheduling_strategy")),
+        namespace=_text(raw, "namespace"),
+        get_if_exists=bool(raw.get("get_if_exists", False)),
+        max_concurrency=_positive(raw, "max_concurrency"),
+    )
+
+
+def _refuse(name: str, value: Any, valid: frozenset[str], what: str) -> None:
+    if name not in _LATER:
+        raise ValueError(
+            f"Invalid option keyword {name} for {what}. Valid ones are {sorted(valid)}."
+        )
+    if not any(value == unused for unused in _LATER[name]):
+        hint = _HINTS.get(name, "Leave it out.")
+        raise UnsupportedOptionError(
+            f"{name}={value!r} for {what} is not in this version of regrow. {hint}"
+        )
+
+
+def num_returns(value: Any) -> int:
+    """Check ``num_returns``; None is 1."""
+    if value is None:
+        return 1
+    if value in ("dynamic", "streaming"):
+        raise UnsupportedOptionError(
+            f"num_returns={value!r} (generators) is not in this version of regrow. Return a list of "
+            f"regrow.put(...) references instead."
+        )
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"The keyword 'num_returns' only accepts None, a non-negative integer, 'streaming' or "
+            f"'dynamic' (for generators); got {value!r}"
+        )
+    return value
+
+
+def _resources(raw: Mapping[str, Any], default_cpus: int) -> dict[str, int] | None:
+    custom = raw.get("resources") or {}
+    if not isinstance(custom, Mapping):
+        raise TypeError(f"The type of keyword 'resources' must be dict, but got {type(custom)!r}.")
+    for reserved, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
+        if reserved in custom:
+            raise ValueError(f"Use the '{option}' keyword instead of '{reserved}' in 'resources'.")
+    amounts = dict(custom)
+    cpus = raw.get("num_cpus")
+    amounts["CPU"] = default_cpus if cpus is None else cpus
+    amounts["GPU"] = raw.get("num_gpus")
+    amounts["memory"] = raw.get("memory")
+    units = {name: _units(name, amount) for name, amount in amounts.items() if amount is not None}
+    units = {name: amount for name, amount in units.items() if amount}
+    return None if units == {"CPU": RESOURCE_UNIT} else units
+
+
+def _units(name: str, amount: Any) -> int:
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise TypeError(f"the amount of {name} must be a number, got {amount!r}")
+    if not amount >= 0:
+        raise ValueError(f"The quantity of resource {name} must be non-negative, got {amount!r}")
+    if amount > 1 and name == "GPU" and amount != int(amount):
+        raise ValueError(f"GPUs over one must be whole, got {amount!r}")
+    units = round(amount * RESOURCE_UNIT)
+    if amount and not units:
+        raise ValueError(f"{name}={amount!r} is less than the smallest amount, {1 / RESOURCE_UNIT}")
+    return units
+
+
+def _max_retries(value: Any) -> int:
+    if value is None:
+        return DEFAULT_MAX_RETRIES
+    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+        raise ValueError(
+            f"The keyword 'max_retries' only accepts None, 0, -1 or a positive integer, where -1 "
+            f"is without limit; got {value!r}"
+        )
+    return value
+
+
+def _retry_exceptions(value: Any) -> bool | tuple[type[BaseException], ...]:
+    if isinstance(value, bool) or value is None:
+        return bool(value)
+    if isinstance(value, list | tuple) and all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
+    ):
+        return tuple(value) if value else False
+    raise TypeError(
+        f"retry_exceptions must be either a boolean or a list of exceptions, got {value!r}"
+    )
+
+
+def check_durability(value: Any) -> str:
+    """Check a durability level; "" where none is given."""
+    if value not in (None, "commit", "async"):
+        raise ValueError(f"durability is 'commit' or 'async', got {value!r}")
+    return value or ""
+
+
+def _key(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | bytes) or not value:
+        raise TypeError(f"key must be a string or bytes that are not empty, got {value!r}")
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str | None:
+    value = raw.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{name} must be None or a string that is not empty, got {value!r}")
+    return value
+
+
+def _positive(raw: Mapping[str, Any], name: str) -> int:
+    value = raw.get(name)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def _strategy(value: Any) -> str:
+    if value is None or value == "DEFAULT":
+        return ""
+    if value == "SPREAD":
+        return "SPREAD"
+    if hasattr(value, "node_id") and hasattr(value, "soft"):  # NodeAffinitySchedulingStrategy
+        return f"node:{value.node_id}" + (":soft" if value.soft else "")
+    raise UnsupportedOptionError(
+        f"scheduling_strategy={value!r} is not in this version of regrow; it knows 'DEFAULT', "
+        f"'SPREAD' and node affinity"
+    )

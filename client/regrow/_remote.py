@@ -1,0 +1,104 @@
+"""Remote functions: ``@remote`` on a function, ``.options()`` and ``.remote()``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import cloudpickle
+import msgspec
+
+from regrow._client import Call, current
+from regrow._functions import define, identity
+from regrow._options import TASK_OPTIONS, Options, checked
+from regrow._refs import ObjectRef
+from regrow.messages import FunctionDef
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that runs as a task when it is called with ``.remote``."""
+
+    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
+        self._function: Callable[P, R] | None = function
+        self._options = options
+        self._definition: FunctionDef | None = None
+        self._identity = b""
+        self._call: Call | None = None
+        self._checked = checked(options, TASK_OPTIONS, "remote functions", 1)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        name = getattr(self, "__name__", "f")
+        raise TypeError(
+            f"Remote functions cannot be called directly. Instead of running '{name}()', try "
+            f"'{name}.remote()'."
+        )
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
+        """Submit a task; a reference to its result (a list of them if ``num_returns`` is not 1)."""
+        call = self._call or self._prepare()
+        refs = current().call(call, args, kwargs)
+        if call.num_returns == 1:
+            return refs[0]
+        return (refs or None)  # type: ignore[return-value]  # several, as in Ray
+
+    def options(self, **options: Any) -> RemoteFunction[P, R]:
+        """The same function with other options for the calls made through what this returns."""
+        changed: RemoteFunction[P, R] = RemoteFunction.__new__(RemoteFunction)
+        changed.__dict__.update(self.__dict__)
+        changed._options = {**self._options, **options}
+        changed._checked = checked(changed._options, TASK_OPTIONS, "remote functions", 1)
+        if self._definition is None and self._function is not None:
+            self._define()
+            changed._definition, changed._identity = self._definition, self._identity
+        changed._call = None
+        return changed
+
+    def _define(self) -> FunctionDef:
+        if self._definition is None:
+            assert self._function is not None
+            self._definition = define(self._function)
+            self._identity = identity(self._function, self._definition)
+        return self._definition
+
+    def _prepare(self) -> Call:
+        definition = self._define()
+        options = self._checked
+        self._call = Call(
+            definition=definition,
+            name=options.name or definition.name,
+            identity=self._identity,
+            resources=options.resources,
+            num_returns=options.num_returns,
+            max_retries=options.max_retries,
+            flags=options.flags,
+            durability=options.durability,
+            strategy=options.strategy,
+            key=options.key,
+            options=_packed(options),
+        )
+        return self._call
+
+    def __getstate__(self) -> dict[str, Any]:
+        # With the definition at hand the function need not travel (nor, in a worker, be loaded). While
+        # it is being pickled itself, because it refers to itself, there is none.
+        state = self.__dict__.copy()
+        state["_call"] = None
+        if self._definition is not None:
+            state["_function"] = None
+            state.pop("__wrapped__", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _packed(options: Options) -> bytes:
+    """What only the worker needs."""
+    if isinstance(options.retry_exceptions, tuple):
+        return msgspec.msgpack.encode({"retry": cloudpickle.dumps(options.retry_exceptions)})
+    return b""

@@ -1,0 +1,160 @@
+"""A worker process: takes tasks from its node, runs them, and tells what came of them.
+
+Decides when results leave: at once when there is nothing else to do, else a few together.  It ends at
+once when its node is gone, so that nothing is orphaned.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final
+
+from msgspec import Raw
+
+from regrow import _client
+from regrow._client import Client
+from regrow._execute import Executor
+from regrow._link import Connection
+from regrow._memory import Memory
+from regrow._output import LineSender
+from regrow._refs import set_table
+from regrow.exceptions import RayError
+from regrow.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Exit,
+    Hello,
+    Output,
+    Returned,
+    Run,
+    RunTask,
+    TakeBack,
+    header_decoder,
+)
+from regrow.objectstore.arena import Arena
+
+#: Results that leave together at most.
+_RESULTS_MAX: Final = 16
+
+
+class Worker(Client):
+    """The client of a worker process."""
+
+    def __init__(self, connection: Connection, arena_fd: int) -> None:
+        memory = Memory(Arena.attach(arena_fd, writable=True), self._on_garbage)
+        super().__init__(connection, "worker", "commit", memory)
+        self.executor = Executor(self)
+        self._queue: deque[RunTask] = deque()
+        self._news: SimpleQueue[None] = SimpleQueue()
+        self._leaving = False
+        self.on(Run, self._run)
+        self.on(TakeBack, lambda message: self._return_unstarted(message.count))
+        self.on(Exit, self._exit)
+
+    # --- on the reading thread --------------------------------------------------------------------
+
+    def _run(self, message: Run) -> None:
+        if message.functions:
+            self.executor.define(message.functions)
+        self._queue.extend(message.tasks)
+        self._news.put(None)
+
+    def _exit(self, _message: Exit) -> None:
+        self._leaving = True
+        self._news.put(None)
+
+    def _return_unstarted(self, count: int) -> None:
+        taken: list[bytes] = []
+        for _ in range(count):
+            try:
+                run = self._queue.pop()
+            except IndexError:
+                break
+            taken.append(_task_id(run.spec))
+        self.link.post(Returned(taken[::-1]))
+        self.link.flush()
+
+    def disconnected(self) -> bool:
+        os._exit(0)
+
+    def failed(self, error: Exception) -> None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(1)
+
+    # --- on the main thread -----------------------------------------------------------------------
+
+    def give_back_unstarted(self) -> None:
+        if self.executor.actor is None and self._queue:
+            self._return_unstarted(len(self._queue))
+
+    def serve(self, end_lines: Callable[[], None]) -> None:
+        """Run tasks until the node, or the actor itself, says that it is over."""
+        queue, executor, link = self._queue, self.executor, self.link
+        unsent = 0
+        while True:  # hot path: once per task
+            try:
+                run = queue.popleft()
+            except IndexError:
+                link.flush()
+                unsent = 0
+                if self._leaving:
+                    return
+                self._news.get()
+                continue
+            done = executor.run(run)
+            end_lines()
+            del run
+            link.submit(done)
+            unsent += 1
+            if unsent >= _RESULTS_MAX:
+                link.flush()
+                unsent = 0
+            if executor.exiting:
+                link.flush()
+                return
+
+    def source(self) -> tuple[int, str]:
+        """Number of the job and label of what runs, for its output."""
+        try:
+            task = self.running.current()
+        except RayError:
+            return 0, "worker"
+        if task.actor_id:
+            return task.job, task.name.rpartition(".")[0]
+        return task.job, task.name
+
+
+def run(path: str, token: str, number: int, arena_fd: int) -> int:
+    """Be worker ``number`` of the node at the socket ``path``; its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the driver's
+    connection = Connection(path, Hello(PROTOCOL_VERSION, token, "worker", os.getpid(), number))
+    worker = Worker(connection, arena_fd)
+    _client.set_current(worker)
+    set_table(worker.refs)
+
+    def send(output: Output) -> None:
+        worker.link.post(output)
+
+    streams = [
+        LineSender(number, log, worker.source, send)
+        for number, log in ((1, sys.stdout), (2, sys.stderr))
+    ]
+    sys.stdout, sys.stderr = streams
+
+    def end_lines() -> None:
+        for stream in streams:
+            stream.end_line()
+
+    worker.link.start()
+    worker.serve(end_lines)
+    worker.link.close(Bye())
+    return 0
+
+
+def _task_id(spec: Raw) -> bytes:
+    return header_decoder.decode(spec).task_id
