@@ -40,7 +40,7 @@ def training_and_test_rows() -> tuple[Rows, Rows]:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(digits.target))

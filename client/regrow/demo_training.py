@@ -26,11 +26,13 @@ ON_WORKER = {"worker": 1.0}
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a run. Eight epochs of six steps reach an accuracy of 0.95."""
+    """The size of a run. Eight epochs of six steps reach an accuracy of 0.947."""
 
     epochs: int = 8
     steps: int = 6
     shards: int = 6
+    #: The epoch in which a node is killed, where one is.
+    kill_epoch: int = 4
 
     @property
     def total_steps(self) -> int:
@@ -39,14 +41,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is, told to its caller after a step's tasks have been submitted."""
+class Step:
+    """Where a run is."""
 
     epoch: int
     #: Within the epoch, from 0.
     step: int
     #: References of the epoch's shards.
     shards: list[Any]
+
+    def number(self, plan: Plan) -> int:
+        """Return the number of the step in the whole run, from 1."""
+        return self.epoch * plan.steps + self.step + 1
 
 
 @ray.remote(resources=ON_WORKER)
@@ -90,8 +96,8 @@ class ParameterServer:
 
 def train(
     plan: Plan,
-    on_shards: Callable[[Progress], None],
-    on_submitted: Callable[[Progress], None],
+    on_shards: Callable[[Step], None],
+    on_submitted: Callable[[Step], None],
     on_step: Callable[[], None],
 ) -> Any:
     """Train from nothing and return the reference of the final weights.
@@ -105,11 +111,11 @@ def train(
     for epoch in range(plan.epochs):
         shards = [deal_shard.remote(rows, epoch, i, plan.shards) for i in range(plan.shards)]
         ray.wait(shards, num_returns=plan.shards, fetch_local=False)
-        on_shards(Progress(epoch, 0, shards))
+        on_shards(Step(epoch, 0, shards))
         for step in range(plan.steps):
             gradients = [batch_gradient.remote(weights, part, step, plan.steps) for part in shards]
             weights = server.apply.remote(*gradients)
-            on_submitted(Progress(epoch, step, shards))
+            on_submitted(Step(epoch, step, shards))
             ray.wait([weights])
             on_step()
     return weights
