@@ -69,7 +69,7 @@ def worker(server: Any, sensor: int) -> int:
 
 def main() -> dict[str, Any]:
     """Return the weights to six digits, and whether every push was applied exactly once."""
-    server = ParameterServer.remote(len(LAW))
+    server = ParameterServer.remote(len(LAW))  # type: ignore[attr-defined]
     workers = [worker.remote(server, sensor) for sensor in range(SENSORS)]
     while not ray.get(server.settled.remote(SENSORS)):
         time.sleep(0.02)

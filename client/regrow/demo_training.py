@@ -105,7 +105,8 @@ def train(
     ``on_shards`` is called when an epoch's shards are all there, ``on_submitted`` when a step's
     tasks are on their way, ``on_step`` when the step is done.
     """
-    server = ParameterServer.remote()
+    # mypy knows what a decorator makes of a function, but not of a class.
+    server = ParameterServer.remote()  # type: ignore[attr-defined]
     weights = server.weights.remote()
     rows = training_rows.remote()
     for epoch in range(plan.epochs):
