@@ -77,6 +77,8 @@ class Core:
         self._leading_pending = False
         self._lead_at = 0.0
         self._leads_until = 0.0
+        #: Of the database that we lead.
+        self.cluster_id = b""
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -134,7 +136,7 @@ class Core:
         """Whether ticks are wanted soon."""
         return (
             not self.leads
-            or self.context.operations_pending > 0
+            or self.context.retries_pending
             or self.members.busy
             or self.directory.busy
             or self.jobs.busy
@@ -184,6 +186,7 @@ class Core:
             self.fencing.wait_a_lease()
         if context.epoch == 0:
             context.epoch = leadership.epoch
+            self.cluster_id = leadership.cluster_id
             self.members.load()
             self.jobs.load()
 
@@ -261,7 +264,11 @@ class Core:
     def _disconnected(self, conn: int) -> None:
         self._backlogs.pop(conn, None)
         node = self.members.disconnected(conn)
-        if node is not None:
+        if node is None:
+            return
+        if self.context.stopping:
+            self.fencing.left(node)
+        else:
             self.fencing.look(node)
 
     def _joined(self, node: Node) -> None:
@@ -273,6 +280,7 @@ class Core:
         self.fencing.resumed(node)
         self.directory.resumed(node)
         self.recovery.resumed(node)
+        self.jobs.resumed(node)
         self._replay_backlog(node)
 
     def _replay_backlog(self, node: Node) -> None:

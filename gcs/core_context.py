@@ -64,6 +64,8 @@ class Context:
         #: Of our leadership; 0 while another leads.
         self.epoch = 0
         self.effects: list[Effect] = []
+        #: The nodes were told to stop.
+        self.stopping = False
         self._handlers: dict[type[Continuation], Handler] = {}
         self._pending: dict[int, _Pending] = {}
         self._last_number = 0
@@ -76,12 +78,14 @@ class Context:
             self.effects.append(Send(conn, message))
 
     def close(self, conn: int) -> None:
-        self.effects.append(CloseConnection(conn))
+        if conn:
+            self.effects.append(CloseConnection(conn))
 
     def probe(self, node_id: int, incarnation: int, host: str, port: int) -> None:
         self.effects.append(Probe(node_id, incarnation, host, port))
 
     def stop_cluster(self, reason: str) -> None:
+        self.stopping = True
         self.effects.append(StopCluster(reason))
 
     # operations
@@ -128,6 +132,10 @@ class Context:
     @property
     def operations_pending(self) -> int:
         return len(self._pending)
+
+    @property
+    def retries_pending(self) -> bool:
+        return any(pending.retry_at is not None for pending in self._pending.values())
 
 
 def failed_value(object_id: bytes, code: str, message: str) -> Value:

@@ -188,9 +188,12 @@ class Fencing:
     def _bury(self, node: Node, reason: str, fenced: NodeFenced) -> None:
         """Postgres has declared it dead: tell everyone, first of all the heirs of its tasks."""
         conn = node.conn
-        self._members.remove(node)
+        self._members.remove(node, reason)
         self.hand_out(fenced.reassigned, fenced.functions)
-        self._context.send(conn, Fenced(reason))
+        if reason == LEFT:
+            self._context.close(conn)  # which tells it that it may go
+        else:
+            self._context.send(conn, Fenced(reason))
         self._members.broadcast(NodeDied(*node.key, reason))
         self._members.broadcast_views()
         self._watch_until = self._context.now + SWEEP_WATCH_S

@@ -25,7 +25,7 @@ from regrow.gcs.operations import (
 from regrow.messages import CloseJob, JobClosed, JobOpened, OpenJob, Stop, SystemFailure
 
 #: A cluster that ends with its last job waits so long for another.
-LINGER_S: Final = 0.5
+LINGER_S: Final = 0.1
 
 
 class _Job(Struct):
@@ -161,6 +161,10 @@ class Jobs:
         job.node_id = 0
         if job.lost_until is None:
             job.lost_until = self._grace()
+
+    def resumed(self, node: Node) -> None:
+        """Its drivers may have left while it had no session: it says which are there."""
+        self.node_died(node)
 
     def node_died(self, node: Node) -> None:
         for job in self._jobs.values():

@@ -7,7 +7,7 @@ come and go. Who is declared dead is decided in ``fencing``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from msgspec import structs
 
@@ -17,6 +17,7 @@ from regrow.messages import (
     PROTOCOL_VERSION,
     Fenced,
     FromStore,
+    NodeDied,
     Nodes,
     NodeStatus,
     NodeView,
@@ -30,7 +31,7 @@ from regrow.messages import (
 BROADCAST_S: Final = 0.05
 #: A node that resumed its session and has reported no objects for so long has none.
 REPORT_S: Final = 3.0
-#: Dead nodes that are still listed.
+#: Dead nodes that are still listed, and deaths that a node which missed them is told of.
 DEAD_LISTED: Final = 100
 
 
@@ -80,6 +81,8 @@ class Membership:
         #: Alive in Postgres, by node id.
         self.nodes: dict[int, Node] = {}
         self._dead: dict[int, NodeView] = {}
+        #: Incarnations that died, and why.
+        self._deaths: dict[tuple[int, int], str] = {}
         self._by_conn: dict[int, int] = {}
         #: The nodes alive in Postgres are known.
         self.loaded = False
@@ -146,9 +149,12 @@ class Membership:
         until = self._context.now + max(REPORT_S, 2 * self._context.settings.lease_ttl_s)
         for view in rows.nodes:
             if view.alive:
-                self.nodes[view.node_id] = Node(view, 0, until)
-            else:
-                self._list_dead(view)
+                # Nobody hands it tasks before it has resumed: perhaps it is dead already.
+                self.nodes[view.node_id] = Node(structs.replace(view, available={}), 0, until)
+            dead = view.incarnation - 1 if view.alive else view.incarnation
+            if dead:
+                self._deaths[view.node_id, dead] = "it was declared dead"
+        _trim(self._deaths)
         self.loaded = True
         self.retry_held()
 
@@ -189,6 +195,8 @@ class Membership:
             self.unbind(node.conn)
         node.view = structs.replace(view, alive=True)
         node.report_by = self._context.now + REPORT_S
+        for (node_id, incarnation), reason in self._deaths.items():
+            self._context.send(conn, NodeDied(node_id, incarnation, reason))
         self._bind(conn, node)
         self.resumed(node)
 
@@ -240,19 +248,16 @@ class Membership:
         node.conn = 0
         return node
 
-    def remove(self, node: Node) -> None:
+    def remove(self, node: Node, reason: str) -> None:
         """The incarnation is dead, in Postgres."""
         assert self.nodes[node.node_id] is node
         if node.conn:
             self.unbind(node.conn)
         del self.nodes[node.node_id]
-        self._list_dead(structs.replace(node.view, alive=False, available={}, queued=0))
-
-    def _list_dead(self, view: NodeView) -> None:
-        self._dead.pop(view.node_id, None)
-        self._dead[view.node_id] = view
-        while len(self._dead) > DEAD_LISTED:
-            del self._dead[next(iter(self._dead))]
+        self._dead[node.node_id] = structs.replace(node.view, alive=False, available={}, queued=0)
+        self._deaths[node.key] = reason
+        _trim(self._dead)
+        _trim(self._deaths)
 
     # what nodes have
 
@@ -300,6 +305,11 @@ class Membership:
             assert node.node_id == node_id and node.view.alive and node.view.incarnation > 0
             assert not node.conn or self._by_conn[node.conn] == node_id
             assert node_id not in self._dead
+
+
+def _trim(remembered: dict[Any, Any]) -> None:
+    while len(remembered) > DEAD_LISTED:
+        del remembered[next(iter(remembered))]
 
 
 def _offers(total: Resources, needs: Resources) -> bool:

@@ -1,0 +1,355 @@
+"""The control store's shell: gRPC sessions in, operations out to Postgres, a clock.
+
+Feeds the core and carries its effects out in order; decides only who may speak at all (whose first
+message is a ``Register`` with the cluster's token). Operations run on threads: leadership on one of
+its own, so that it is renewed while a long write runs; writes on another, in order; reads on two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, assert_never
+
+import msgspec
+
+from regrow.gcs import operations
+from regrow.gcs.core import Core
+from regrow.gcs.core_events import (
+    ANSWERED,
+    REFUSED,
+    SILENT,
+    CloseConnection,
+    Effect,
+    Event,
+    Execute,
+    FromNode,
+    NodeConnected,
+    NodeDisconnected,
+    Probe,
+    ProbeResult,
+    Send,
+    Settings,
+    StopCluster,
+    StoreFailed,
+    StoreReplied,
+    Tick,
+)
+from regrow.gcs.operations import Operation, Result
+from regrow.gcs.session import (
+    SERVER_OPTIONS,
+    SERVICE,
+    SESSION,
+    Outbox,
+    encode,
+    grpc,
+    pack,
+    to_store_batch,
+)
+from regrow.messages import FromStore, OpenJob, Register, RegisterRefused, ToStore
+
+logger = logging.getLogger(__name__)
+
+BUSY_TICK_S: Final = 0.05
+IDLE_TICK_S: Final = 0.25
+PROBE_TIMEOUT_S: Final = 1.0
+#: A stranger has so long to present the token, in a message of at most so many bytes.
+FIRST_MESSAGE_S: Final = 10.0
+FIRST_MESSAGE_BYTES: Final = 256 * 1024
+#: Nodes have so long to stop before the control store does.
+STOP_GRACE_S: Final = 5.0
+
+READS: Final = (
+    operations.ReadLeases, operations.ReadGiven, operations.ReadJob, operations.ReadJobs,
+    operations.ReadActor, operations.ReadFunctions, operations.ReadTasks, operations.ReadObjects,
+    operations.ReadLineage, operations.ReadNodes,
+)  # fmt: skip
+
+
+class Store(Protocol):
+    """Carries operations out; used by one thread."""
+
+    def execute(self, operation: Operation) -> Result:
+        """Blocks. Any exception means that the outcome is unknown."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _Lane:
+    """A thread with a store of its own, made when it is first needed."""
+
+    def __init__(self, name: str, make_store: Callable[[], Store]) -> None:
+        self._make_store = make_store
+        self._store: Store | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{name}")
+
+    def submit(self, operation: Operation) -> asyncio.Future[Result]:
+        return asyncio.wrap_future(self._thread.submit(self._execute, operation))
+
+    def _execute(self, operation: Operation) -> Result:
+        if self._store is None:
+            self._store = self._make_store()
+        return self._store.execute(operation)
+
+    def close(self) -> None:
+        """Does not wait for an operation that is under way."""
+        self._thread.submit(self._close_store)
+        self._thread.shutdown(wait=False)
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+
+class _Session:
+    """A node's open stream."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.wake = asyncio.Event()
+        self.closing = False
+
+    def close(self) -> None:
+        self.closing = True
+        self.wake.set()
+
+
+class ControlStore:
+    """``start``, then ``wait_stopped``, then ``close``; ``make_store`` is called on each thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        token: str,
+        make_store: Callable[[], Store],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.core = Core(settings)
+        self._token = token.encode()
+        self._clock = clock
+        self._lead_lane = _Lane("lead", make_store)
+        self._write_lane = _Lane("write", make_store)
+        read_lanes = [_Lane("read-1", make_store), _Lane("read-2", make_store)]
+        self._next_read_lane = itertools.cycle(read_lanes).__next__
+        self._lanes = [self._lead_lane, self._write_lane, *read_lanes]
+        self._server: Any = None
+        self._sessions: dict[int, _Session] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._ticks_fast = False
+        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._closed = False
+        #: Operations that raised, since the start.
+        self.failures = 0
+
+    async def start(self, host: str, port: int) -> str:
+        """Listens and begins to seek leadership; port 0 lets the system choose. Returns
+        "host:port". Raises OSError if the port cannot be had."""
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        handler = grpc.stream_stream_rpc_method_handler(self._session)
+        generic = grpc.method_handlers_generic_handler(SERVICE, {SESSION: handler})
+        self._server.add_generic_rpc_handlers((generic,))
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_insecure_port(f"{shown}:{port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise OSError(f"cannot listen on {shown}:{port}: the port is taken or not ours")
+        await self._server.start()
+        self._tick()
+        return f"{shown}:{bound}"
+
+    async def wait_leading(self) -> None:
+        """Until nodes can register."""
+        while not (self.core.leads and self.core.members.loaded):
+            await asyncio.sleep(0.005)
+
+    async def wait_stopped(self) -> str:
+        """Until the core ends the cluster, and its nodes have gone; the reason."""
+        reason = await asyncio.shield(self._stopped)
+        deadline = self._clock() + STOP_GRACE_S
+        while self._clock() < deadline:
+            if not self._sessions and not self.core.context.operations_pending:
+                break
+            await asyncio.sleep(0.02)
+        return reason
+
+    async def close(self) -> None:
+        """Ends all sessions. Leadership runs out by itself."""
+        self._closed = True
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        for session in self._sessions.values():
+            session.close()
+        if self._server is not None:
+            await self._server.stop(0.2)
+        for task in self._tasks:
+            task.cancel()
+        for lane in self._lanes:
+            lane.close()
+
+    # events and effects
+
+    def _feed(self, event: Event) -> None:
+        if self._closed:
+            return
+        self._carry(self.core.handle(event))
+        if self.core.busy and not self._ticks_fast:
+            self._schedule_tick()
+
+    def _tick(self) -> None:
+        self._ticks_fast = False
+        self._feed(Tick(self._clock()))
+        self._schedule_tick()
+
+    def _schedule_tick(self) -> None:
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._ticks_fast = self.core.busy
+        delay_s = BUSY_TICK_S if self._ticks_fast else IDLE_TICK_S
+        self._tick_handle = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _carry(self, effects: list[Effect]) -> None:
+        said: FromStore | None = None
+        body = b""
+        for effect in effects:
+            match effect:
+                case Send(conn, message):
+                    if message is not said:  # a broadcast is encoded once
+                        said, body = message, encode(message)
+                    self._send(conn, body)
+                case Execute(number, operation):
+                    self._begin(self._execute(number, operation))
+                case Probe():
+                    self._begin(self._probe(effect))
+                case CloseConnection(conn):
+                    if conn in self._sessions:
+                        self._sessions[conn].close()
+                case StopCluster(reason):
+                    if not self._stopped.done():
+                        self._stopped.set_result(reason)
+                case _:
+                    assert_never(effect)
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Postgres
+
+    async def _execute(self, number: int, operation: Operation) -> None:
+        result: Result | StoreFailed
+        try:
+            result = await self._lane(operation).submit(operation)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self.failures += 1
+            name = type(operation).__name__
+            logger.warning("%s failed: %s: %s", name, type(error).__name__, error)
+            result = StoreFailed(str(error))
+        self._feed(StoreReplied(number, result))
+
+    def _lane(self, operation: Operation) -> _Lane:
+        if isinstance(operation, operations.Lead):
+            return self._lead_lane
+        if isinstance(operation, READS):
+            return self._next_read_lane()
+        return self._write_lane
+
+    # nodes
+
+    async def _probe(self, probe: Probe) -> None:
+        outcome = ANSWERED
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(probe.host, probe.port)
+            writer.close()
+        except ConnectionRefusedError:
+            outcome = REFUSED
+        except (OSError, TimeoutError):
+            outcome = SILENT
+        self._feed(ProbeResult(probe.node_id, probe.incarnation, outcome))
+
+    def _send(self, conn: int, body: bytes) -> None:
+        session = self._sessions.get(conn)
+        if session is not None and not session.closing:
+            session.outbox.add(body)
+            session.wake.set()
+
+    async def _session(self, requests: Any, context: Any) -> None:
+        """One node's stream, from its first message to its end."""
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await context.read()
+        except TimeoutError:
+            return
+        messages = None if first is grpc.aio.EOF else self._admit(first)
+        if messages is None:
+            text = "the cluster's token is missing or wrong; nodes read it from the cluster's home"
+            await context.write(pack([encode(RegisterRefused("token", text))]))
+            return
+        conn = next(self._numbers)
+        session = self._sessions[conn] = _Session()
+        self._feed(NodeConnected(conn))
+        reader = asyncio.ensure_future(self._read(conn, session, context, messages))
+        try:
+            while True:
+                while session.outbox:
+                    await context.write(session.outbox.take())
+                if session.closing or self._closed:
+                    return
+                session.wake.clear()
+                await session.wake.wait()
+        except grpc.RpcError:
+            return  # the stream broke
+        finally:
+            reader.cancel()
+            del self._sessions[conn]
+            self._feed(NodeDisconnected(conn))
+
+    def _admit(self, body: bytes) -> list[ToStore] | None:
+        """The first messages of a stream, if they begin with the cluster's token."""
+        if len(body) > FIRST_MESSAGE_BYTES:
+            return None
+        try:
+            messages = to_store_batch.decode(body)
+        except msgspec.MsgspecError:
+            return None
+        if not messages or not isinstance(messages[0], Register):
+            return None
+        given = messages[0].token.encode()
+        return messages if hmac.compare_digest(given, self._token) else None
+
+    async def _read(
+        self, conn: int, session: _Session, context: Any, messages: list[ToStore]
+    ) -> None:
+        try:
+            while True:
+                self._feed(Tick(self._clock()))
+                for message in messages:
+                    self._received(conn, message)
+                body = await context.read()
+                if body is grpc.aio.EOF:
+                    break
+                messages = to_store_batch.decode(body)
+        except msgspec.MsgspecError as error:
+            logger.error("a node sent what is no message, its session is closed: %s", error)
+        except grpc.RpcError:
+            pass  # the stream broke
+        finally:
+            session.close()
+
+    def _received(self, conn: int, message: ToStore) -> None:
+        entropy = os.urandom(16) if isinstance(message, OpenJob) else b""
+        self._feed(FromNode(conn, message, entropy))
