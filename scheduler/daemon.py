@@ -65,7 +65,7 @@ class Daemon:
         self._cluster = json.loads((options.home / "gcs.json").read_text())
         self._token = options.read_token()
         self._core: Core | None = None
-        self._link = ControlStoreLink(self._cluster["address"])
+        self._link = ControlStoreLink(self._store_address)
         self._registered: asyncio.Future[Registered] = self._loop.create_future()
         self._view: NodeView | None = None
         self._ended: asyncio.Future[Effect | None] = self._loop.create_future()
@@ -104,6 +104,14 @@ class Daemon:
             link_task.cancel()
             self._close()
             arena.close()
+
+    def _store_address(self) -> str:
+        """Where the control store is now: one that was started again has another port."""
+        try:
+            cluster = json.loads((self._options.home / "gcs.json").read_text())
+        except (OSError, ValueError):
+            cluster = self._cluster  # it is being written, or its writer is dead
+        return str(cluster["address"])
 
     def _describe(self, arena_size: int, listening: socket.socket) -> NodeView:
         options = self._options
