@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 
 from regrow.cluster_utils import Cluster
+from regrow.gcs import embedded
 
 #: In the environment of everything that these tests start.
 MARK = "REGROW_TEST_RUN"
@@ -147,3 +149,39 @@ def database_url(database_url: str) -> Iterator[str]:
                 break
             assert time.monotonic() < deadline, f"still connected: {left}"
             time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class PasswordServer:
+    """A Postgres server on loopback TCP that asks for a password."""
+
+    port: int
+    user: str
+    password: str
+
+    def url(self, password: str | None) -> str:
+        """Its URL with this password in it, or with none."""
+        secret = "" if password is None else f":{password}"
+        return f"postgresql://{self.user}{secret}@127.0.0.1:{self.port}/regrow"
+
+
+@pytest.fixture(scope="session")
+def password_server(
+    own_environment: Path, tmp_path_factory: pytest.TempPathFactory, system_state: Path
+) -> Iterator[PasswordServer]:
+    """A server such as a user's own would be; its user owns the database."""
+    folder = tmp_path_factory.mktemp("password-server")
+    rules = system_state / "cluster_hba.conf"
+    rules.write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    settings = {"listen_addresses": "127.0.0.1", "port": str(port), "hba_file": str(rules)}
+    server = embedded.start(folder, fsync=False, settings=settings)
+    found = PasswordServer(port, "visitor", "correct-horse-battery")
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE visitor LOGIN CREATEROLE PASSWORD '{found.password}'")
+        connection.execute("ALTER DATABASE regrow OWNER TO visitor")
+    yield found
+    embedded.destroy(folder)
+    rules.unlink()
