@@ -90,7 +90,7 @@ class ActorTable:
             return
         if status == OK and task.worker is not None:
             actor.worker = task.worker
-            task.worker.actor = actor
+            self._core.pool.become_actor(task.worker, actor, task)
             self._set_place(actor, HERE, self._core.node_id)
             self._core.journal.actor(actor.actor_id, actor.job, True)
             self._core.send_store_held(ActorHere(actor.actor_id, actor.job, True))
@@ -181,6 +181,8 @@ class ActorTable:
                 queue.popleft()
                 continue
             if actor.state == AWAY:
+                if actor.node not in core.nodes:
+                    return  # the news of its death is on the way
                 queue.popleft()
                 core.tasks.hand_over(task, actor.node)
                 continue

@@ -40,7 +40,7 @@ class Entry:
         "awaiting_room", "byte_waiters", "containers", "dependents", "key", "locating", "maker",
         "object_id", "others", "owner", "peers", "pins", "put_at_ms", "readers",
         "sources", "stored",
-        "task", "value", "waiters",
+        "task", "teller", "value", "waiters",
     )  # fmt: skip
 
     def __init__(self, object_id: bytes) -> None:
@@ -55,6 +55,8 @@ class Entry:
         self.task: Task | None = None
         #: The peer that makes it, or is said to know of it, and was asked to tell.
         self.maker = 0
+        #: The peer that told of it and keeps it for us.
+        self.teller = 0
         #: Peers that have a copy.
         self.sources: list[int] = []
         #: Its path in storage.
@@ -205,6 +207,8 @@ class ObjectTable:
         if entry.peers:
             for node_id in entry.peers:
                 core.tell_peer(node_id, value)
+            if value.data is not None and not value.refs and not self._is_actor(entry):
+                entry.peers = None  # they have all there is to have
         if entry.dependents:
             dependents, entry.dependents = entry.dependents, None
             for task in dependents:
@@ -318,6 +322,8 @@ class ObjectTable:
                 continue
             if value.data is None and value.status == OK and node_id not in entry.sources:
                 entry.sources.append(node_id)
+            if value.data is None or value.refs or self._is_actor(entry):
+                entry.teller = node_id
             self._core.tasks.remote_done(entry, value)
             self._settle(entry, value)
 
@@ -329,15 +335,21 @@ class ObjectTable:
             if entry is None:
                 continue
             entry.locating = False
+            if entry.task is not None and not self._core.tasks.is_remote(entry.task):
+                continue  # it is being made here
             if where.value is not None:
-                if entry.task is None:
-                    self._settle(entry, where.value)
+                self._core.tasks.remote_done(entry, where.value)
+                self._settle(entry, where.value)
             elif where.nodes or where.stored:
                 entry.sources = [n for n in where.nodes if n != here]
                 entry.stored = where.stored
-                self._settle(entry, Value(where.object_id, OK, where.size, None, where.digest))
+                value = Value(where.object_id, OK, where.size, None, where.digest)
+                self._core.tasks.remote_done(entry, value)
+                self._settle(entry, value)
             elif where.maker != here:
                 entry.maker = where.maker
+                if entry.task is not None:
+                    entry.task.node = where.maker
                 self._core.relocate_if_dead(entry)
 
     def _settle(self, entry: Entry, value: Value) -> None:
@@ -392,6 +404,10 @@ class ObjectTable:
             entry.sources = []
             self._core.send_peer(source, Watch([entry.object_id]))
 
+    def _is_actor(self, entry: Entry) -> bool:
+        """Whether the object stands for an actor: its holders hold the actor."""
+        return entry.object_id[:16] in self._core.actors.table
+
     # --- letting go -------------------------------------------------------------------------------
 
     def unpin(self, object_ids: Iterable[bytes]) -> None:
@@ -415,8 +431,8 @@ class ObjectTable:
         del self.entries[object_id]
         if entry.key is not None or entry.awaiting_room is not None:
             core.transport.free(entry)
-        if entry.sources or entry.maker:
-            for node_id in [*entry.sources, entry.maker]:
+        if entry.sources or entry.maker or entry.teller:
+            for node_id in dict.fromkeys([*entry.sources, entry.maker, entry.teller]):
                 if node_id and node_id != core.node_id:
                     core.send_peer(node_id, PeerDrop([object_id]))
         value = entry.value

@@ -523,6 +523,10 @@ class TaskTable:
         if task.header.kind == ACTOR_CREATION:
             self._core.actors.created_elsewhere(task.header.actor_id, task.node, value)
 
+    @staticmethod
+    def is_remote(task: Task) -> bool:
+        return task.state == REMOTE
+
     def node_died(self, node_id: int) -> None:
         """Tasks handed to it come back, or someone else has them: the control store tells."""
         for task in list(self.tasks.values()):

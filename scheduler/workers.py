@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from regrow.config import RESOURCE_UNIT
 from regrow.messages import (
+    ACTOR_CALL,
     ACTOR_CREATION,
     OK,
     Exit,
@@ -100,7 +101,7 @@ class Pool:
 
     def dequeue(self, task: Task) -> None:
         """The task is not to run: its job ended."""
-        if task.state == QUEUED and task.header.actor_id == b"":
+        if task.state == QUEUED and task.header.kind != ACTOR_CALL:
             queue = self.ready.get(task.shape)
             if queue is not None and task in queue:
                 queue.remove(task)
@@ -253,6 +254,8 @@ class Pool:
             task = in_flight.pop(item.task_id, None)
             if task is None or task.attempt != item.attempt:
                 continue  # an old attempt's answer
+            if core.tasks.tasks.get(item.task_id) is not task:
+                continue  # its job has ended
             if item.status == OK:
                 function_id = task.header.function_id
                 ms = item.duration_us / 1000
@@ -290,6 +293,14 @@ class Pool:
             assert worker.shape is not None
             self._core.ledger.acquire(_cpu(worker.shape), force=True)
             worker.progress_ms = self._core.now_ms
+
+    def become_actor(self, worker: Worker, actor: Actor, creation: Task) -> None:
+        """The worker is an actor from now on. One that named no resources needed its CPU only to be
+        created, as in Ray."""
+        worker.actor = actor
+        if creation.header.resources is None:
+            self._release(worker)
+            worker.shape = ()
 
     def _end_lease(self, worker: Worker) -> None:
         if worker.shape is not None:
@@ -357,7 +368,8 @@ class Pool:
         if worker.actor is not None:
             core.actors.worker_died(worker.actor, worker)
             return
-        tasks = list(worker.in_flight.values())
+        known = core.tasks.tasks
+        tasks = [t for t in worker.in_flight.values() if known.get(t.header.task_id) is t]
         worker.in_flight.clear()
         for task in reversed(tasks[1:]):
             task.worker = None
