@@ -2,8 +2,8 @@
 
     import regrow as ray
 
-Names are loaded when they are first used, so that the vocabulary (``regrow.messages`` and its like) can
-be imported by daemons without the client.
+Names are loaded when they are first used, so that the vocabulary (``regrow.messages`` and its like)
+can be imported by daemons without the client.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _HOME_OF: Final = {
     "wait": "_api",
 }
 
-__all__ = [*_HOME_OF, "exceptions"]  # noqa: PLE0604
+__all__ = [*_HOME_OF, "exceptions"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Actors: ``@remote`` on a class, handles, and calls of their methods.
 
-An actor's id is the id of the task that creates it.  Its handles hold the object that this task returns:
-when the last of them is gone anywhere, the actor ends.  Decides what a handle knows and how it travels;
-where an actor lives and in which order its calls run is its node's business.
+An actor's id is the id of the task that creates it.  Its handles hold the object that this task
+returns: when the last of them is gone anywhere, the actor ends.  Decides what a handle knows and
+how it travels; where an actor lives and in which order its calls run is its node's business.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class ActorClass(Generic[C]):
     def __call__(self, *_args: Any, **_kwargs: Any) -> C:
         name = self.__name__
         raise TypeError(
-            f"Actors cannot be instantiated directly. Instead of '{name}()', use "
-            f"'{name}.remote()'."
+            f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
         )
 
     def options(self, **options: Any) -> ActorClass[C]:
@@ -113,9 +112,7 @@ class ActorHandle(Generic[C]):
 
     def __getattr__(self, name: str) -> ActorMethod:
         methods = self.__dict__.get("_methods", {})
-        if name in _BUILT_IN:
-            count = 1
-        elif methods is None and not name.startswith("__"):
+        if name in _BUILT_IN or (methods is None and not name.startswith("__")):
             count = 1
         elif name in (methods or ()):
             count = methods[name]

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 import msgspec
 
@@ -63,7 +63,7 @@ class Context:
     def __getitem__(self, key: str) -> Any:
         return self.address_info[key]
 
-    def __enter__(self) -> Context:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -169,7 +169,7 @@ def is_initialized() -> bool:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Leave the cluster; one that ``init`` started ends with its last driver. Repeats do nothing."""
+    """Leave the cluster; one that ``init`` started ends with its last driver."""
     global _session
     with _state_lock:
         client = _client.connected()
@@ -210,13 +210,13 @@ class RemoteDecorator(Protocol):
     """What ``remote(num_cpus=2)`` returns."""
 
     @overload
-    def __call__(self, target: type[C], /) -> ActorClass[C]: ...
+    def __call__(self, target: type[C], /) -> ActorClass[C]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
 @overload
-def remote(target: type[C], /) -> ActorClass[C]: ...
+def remote(target: type[C], /) -> ActorClass[C]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
@@ -286,8 +286,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     for ref in refs:
         if type(ref) is not ObjectRef:
             raise ValueError(
-                f"Invalid type of object refs. Values of the list passed to get must be ObjectRefs; "
-                f"one is {type(ref)}."
+                f"Invalid type of object refs. The list passed to get must hold ObjectRefs; one of "
+                f"its values is {type(ref)}."
             )
     return client.get(refs, timeout)
 

@@ -4,9 +4,10 @@ One flat tuple is pickled, so that calls with plain arguments take the fast path
 
     (positional..., values of keywords..., names of the keywords, places of references)
 
-The names are one string joined by NUL, or None; places are pairs (position in the tuple, index of the
-dependency) packed as little-endian u32, or None.  Top-level references are replaced by None in their
-place and become dependencies, which the task gets as values; those nested deeper stay references.
+The names are one string joined by NUL, or None; places are pairs (position in the tuple, index of
+the dependency) packed as little-endian u32, or None.  Top-level references are replaced by None in
+their place and become dependencies, which the task gets as values; those nested deeper stay
+references.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _SCALARS: Final = frozenset({type(None), bool, int, float, complex})
 
 
 class Arguments(Struct, frozen=True):
-    """``data`` for ``TaskSpec.args``; ids of ``deps`` each once, in the order of their first use."""
+    """``data`` for ``TaskSpec.args``; ids of ``deps`` each once, in the order of their first
+    use."""
 
     data: bytes
     deps: list[bytes]
@@ -48,9 +50,7 @@ NO_ARGUMENTS: Final = Arguments(_pickled((None, None)), [], [])
 Put = Callable[[SerializedObject], ObjectRef[Any]]
 
 
-def pack_arguments(
-    args: Sequence[Any], kwargs: dict[str, Any], put: Put, name: str
-) -> Arguments:
+def pack_arguments(args: Sequence[Any], kwargs: dict[str, Any], put: Put, name: str) -> Arguments:
     """The arguments of one call of ``name``.
 
     A value over ``config.ARGUMENT_MAX`` bytes is ``put`` and passed as a dependency.  Raises

@@ -1,7 +1,7 @@
 """A process's end of the cluster: submits, puts, gets and waits through one link.
 
-The driver has one from ``init`` on, every worker has one.  Decides what is sent and what is awaited;
-batching is the link's business, what this process refers to the reference table's.
+The driver has one from ``init`` on, every worker has one.  Decides what is sent and what is
+awaited; batching is the link's business, what this process refers to the reference table's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from regrow.messages import (
     Drop,
     FunctionDef,
     Located,
-    Location,
     NodeMessage,
     PutValue,
     Read,
@@ -110,11 +109,11 @@ class Client:
         self.role = role
         self.welcome = connection.welcome
         self.running = Running()
-        self.refs = RefTable(self._on_garbage)
+        self.refs = RefTable(self._on_news)
         self._futures = Futures(self)
         self.refs.future = self._futures.future
         self.link = Link(connection, self)
-        self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_garbage)
+        self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_news)
         self._default_flags = ASYNC if durability == "async" else 0
         self._defined: dict[bytes, FunctionDef] = {}
         self._requests: dict[int | bytes, _Request] = {}
@@ -361,7 +360,7 @@ class Client:
         elif answer.location is not None:
             self.memory.give_back(answer.location)
 
-    # --- what the link asks of its owner ------------------------------------------------------------
+    # --- what the link asks of its owner ----------------------------------------------------------
 
     def receive(self, message: NodeMessage) -> None:
         handler = self._handlers.get(type(message))
@@ -443,7 +442,7 @@ class Client:
         self.welcome = connection.welcome
         self.link.attach(connection, first, last)
 
-    def _on_garbage(self) -> None:
+    def _on_news(self) -> None:
         link = self.__dict__.get("link")
         if link is not None:
             link.arm()

@@ -87,7 +87,7 @@ class Driver(Client):
     def _move_to(self, path: str) -> None:
         connection = Connection(path, self._hello(self.job))
         try:
-            memory = Memory.connect(connection.welcome.arena_path, self._on_garbage)
+            memory = Memory.connect(connection.welcome.arena_path, self._on_news)
         except BaseException:
             connection.socket.close()
             raise

@@ -1,7 +1,7 @@
 """Running one task: its function, its arguments, its result or its error as bytes.
 
-Decides what a task's outcome is.  It knows no queue and no socket: large results are written through
-the client it is given.
+Decides what a task's outcome is.  It knows no queue and no socket: large results are written
+through the client it is given.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class ArgumentFailed(Exception):
 
 
 class Executor:
-    """Runs tasks, one after the other or from several threads, and holds the actor of its process."""
+    """Runs tasks, one after the other or from several threads, and holds the actor of its
+    process."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -1,10 +1,10 @@
 """The warm fork server: a process that has imported what workers need, and forks them.
 
 Started by the node as ``python -m regrow._forkserver --fd CONTROL --arena-fd ARENA`` with
-PYTHONHASHSEED=0 (sets would pickle differently on a replay otherwise).  Single-threaded at every fork.
-The node asks for a worker with a frame ``{"number", "env", "log"}`` (a folder); it is told
-``{"number", "pid"}``, and ``{"number", "pid", "status"}`` (as of ``waitpid``) when the worker ended.
-It ends with its node, and its workers with it.
+PYTHONHASHSEED=0 (sets would pickle differently on a replay otherwise).  Single-threaded at every
+fork. The node asks for a worker with a frame ``{"number", "env", "log"}`` (a folder); it is told
+``{"number", "pid"}``, and ``{"number", "pid", "status"}`` (as of ``waitpid``) when the worker
+ended. It ends with its node, and its workers with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Functions and classes as the log keeps them: pickled once, addressed by content.
 
-Decides what identifies a function's code (its fingerprint) and what of its captured values enters the
-identity of its calls.  The bytes of a pickle do neither: they differ between equal functions.
+Decides what identifies a function's code (its fingerprint) and what of its captured values enters
+the identity of its calls.  The bytes of a pickle do neither: they differ between equal functions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """References as futures, for asyncio and for threads.
 
-Values are made, and callbacks run, on a thread of their own: never on the one that reads from the node,
-which a callback that calls ``get`` would then wait for in vain.
+Values are made, and callbacks run, on a thread of their own: never on the one that reads from the
+node, which a callback that calls ``get`` would then wait for in vain.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """The connection of a client to its node: batching, the commit window, reconnecting.
 
 Messages queue up and leave together: when enough are pending, when somebody is about to wait
-(``flush``), or a millisecond later.  Submissions (specs, small puts, seals) are kept until the node says
-that they are committed, and are sent again over a new connection.  Decides when bytes leave and in which
-order; what messages mean is the client's business.
+(``flush``), or a millisecond later.  Submissions (specs, small puts, seals) are kept until the node
+says that they are committed, and are sent again over a new connection.  Decides when bytes leave
+and in which order; what messages mean is the client's business.
 
-Order within a batch: new borrows, then the queue, then drops and releases.  Dropped ids are collected
-first and borrowed ids last, so that nothing is dropped before what needs it has left.
+Order within a batch: new borrows, then the queue, then drops and releases.  Dropped ids are
+collected first and borrowed ids last, so that nothing is dropped before what needs it has left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -149,12 +149,12 @@ class Link:
     # --- sending ----------------------------------------------------------------------------------
 
     def submit(self, item: Submission | TaskDone | Message) -> bool:
-        """Queue ``item``. True if the queue is long enough to be flushed (and the window checked)."""
+        """Queue ``item``. True if it is time to flush, and to look at the window."""
         queue = self._queue
         queue.append(item)
         if not self._armed:
             self.arm()
-        return len(queue) >= BATCH_MAX
+        return len(queue) >= BATCH_MAX or len(self._uncommitted) >= self._window
 
     def post(self, message: Message) -> None:
         """Queue ``message``; it leaves with the next batch, a millisecond from now at most."""
@@ -336,10 +336,8 @@ class Link:
         self._closed = True
         if self._failure is None:
             self.fail(ClusterConnectionError("the connection was closed by regrow.shutdown()"))
-        try:
+        with contextlib.suppress(OSError):  # it may be closed already
             self._connection.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it was closed by the node already
         self.arm()
         current = threading.current_thread()
         for thread in (self._reader, self._flusher):

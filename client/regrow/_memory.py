@@ -23,15 +23,16 @@ Pin = tuple[bytes, int]
 
 
 class Memory:
-    """The arena of one node, mapped. ``on_garbage`` is called, from anywhere, when a pin is free."""
+    """The arena of one node, mapped. ``on_news`` is called, from anywhere, when a pin is
+    free."""
 
-    def __init__(self, arena: Arena, on_garbage: Callable[[], None]) -> None:
+    def __init__(self, arena: Arena, on_news: Callable[[], None]) -> None:
         self._arena = arena
-        self._on_garbage = on_garbage
+        self._on_news = on_news
         self._released: deque[Pin] = deque()
 
     @classmethod
-    def connect(cls, arena_path: str, on_garbage: Callable[[], None]) -> Memory:
+    def connect(cls, arena_path: str, on_news: Callable[[], None]) -> Memory:
         """Get the arena's descriptor over the Unix socket at ``arena_path`` and map it."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -42,7 +43,7 @@ class Memory:
             raise ClusterConnectionError(
                 f"cannot get the node's shared memory from {arena_path}: {error}"
             ) from error
-        return cls(Arena.attach(fd, writable=True), on_garbage)
+        return cls(Arena.attach(fd, writable=True), on_news)
 
     def view(self, location: Location) -> memoryview:
         """A read-only view of an object that is pinned for us; the pin goes with its last view."""
@@ -50,7 +51,7 @@ class Memory:
 
         def release() -> None:  # runs anywhere, also inside a garbage collection
             self._released.append(pin)
-            self._on_garbage()
+            self._on_news()
 
         if not location.path:
             return pinned_view(self._arena, location.offset, location.size, release)
@@ -73,7 +74,7 @@ class Memory:
     def give_back(self, location: Location) -> None:
         """Unpin an object of which no view was made."""
         self._released.append((location.object_id, location.attempt))
-        self._on_garbage()
+        self._on_news()
 
     def take_released(self) -> list[Pin]:
         """Pins that are free since the last call."""

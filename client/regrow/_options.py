@@ -129,8 +129,8 @@ def num_returns(value: Any) -> int:
         return 1
     if value in ("dynamic", "streaming"):
         raise UnsupportedOptionError(
-            f"num_returns={value!r} (generators) is not in this version of regrow. Return a list of "
-            f"regrow.put(...) references instead."
+            f"num_returns={value!r} (generators) is not in this version of regrow. Return a list "
+            f"of regrow.put(...) references instead."
         )
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(

@@ -1,8 +1,8 @@
 """References, and what this process knows of the objects behind them.
 
-Decides which object ids the process holds (a reference is unique per id: Python's own count of it is
-the reference count), who waits for what, and when a node must be told.  It does no I/O: the client
-carries what ``take_*`` returns to the node and feeds in what the node says.
+Decides which object ids the process holds (a reference is unique per id: Python's own count of it
+is the reference count), who waits for what, and when a node must be told.  It does no I/O: the
+client carries what ``take_*`` returns to the node and feeds in what the node says.
 
 A reference holds the bytes of a small object itself.  Large ones are read through the arena when
 somebody gets them.
@@ -148,14 +148,15 @@ class Waiter:
 
 
 class RefTable:
-    """The references of this process. ``on_garbage`` is called, from anywhere, when one has died."""
+    """The references of this process. ``on_news`` is called, from anywhere, when one has
+    died."""
 
-    def __init__(self, on_garbage: Callable[[], None]) -> None:
+    def __init__(self, on_news: Callable[[], None]) -> None:
         # Reentrant: a finalizer that a garbage collection runs in here may use references too.
         self.lock = threading.RLock()
         self._refs: dict[bytes, weakref.ref[ObjectRef[Any]]] = {}
         self._dead: deque[bytes] = deque()
-        self._on_garbage = on_garbage
+        self._on_news = on_news
         self._borrowed: list[bytes] = []
         self._subscribing: list[bytes] = []
         self._reading: list[bytes] = []
@@ -166,7 +167,7 @@ class RefTable:
 
     def died(self, object_id: bytes) -> None:
         self._dead.append(object_id)
-        self._on_garbage()
+        self._on_news()
 
     # --- making references ------------------------------------------------------------------------
 
@@ -195,6 +196,7 @@ class RefTable:
                 self._borrowed.append(object_id)
                 if self._failure is not None:
                     self._settle(ref, SYSTEM_ERROR, encode(self._failure))
+                self._on_news()
             return ref
 
     def known(self, ref: ObjectRef[Any], data: bytes | None) -> None:
@@ -369,7 +371,7 @@ class RefTable:
         return subscribing, reading
 
     def held(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
-        """For a new connection: all ids held, those not there yet, those whose bytes are awaited."""
+        """For a new connection: all ids held, those awaited, those whose bytes are awaited."""
         holding: list[bytes] = []
         pending: list[bytes] = []
         reading: list[bytes] = []
@@ -413,6 +415,7 @@ def ref_from_id(object_id: bytes) -> ObjectRef[Any]:
     """What an unpickled reference becomes. Raises RaySystemError without a connection."""
     if _table is None:
         raise RaySystemError(
-            "an ObjectRef was unpickled in a process that is not connected; call regrow.init() first"
+            "an ObjectRef was unpickled in a process that is not connected; "
+            "call regrow.init() first"
         )
     return _table.borrowed(object_id)

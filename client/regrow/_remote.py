@@ -44,7 +44,7 @@ class RemoteFunction(Generic[P, R]):
         refs = current().call(call, args, kwargs)
         if call.num_returns == 1:
             return refs[0]
-        return (refs or None)  # type: ignore[return-value]  # several, as in Ray
+        return refs or None  # type: ignore[return-value]  # several, as in Ray
 
     def options(self, **options: Any) -> RemoteFunction[P, R]:
         """The same function with other options for the calls made through what this returns."""
@@ -84,8 +84,8 @@ class RemoteFunction(Generic[P, R]):
         return self._call
 
     def __getstate__(self) -> dict[str, Any]:
-        # With the definition at hand the function need not travel (nor, in a worker, be loaded). While
-        # it is being pickled itself, because it refers to itself, there is none.
+        # With the definition at hand the function need not travel (nor, in a worker, be loaded).
+        # While it is being pickled itself, because it refers to itself, there is none.
         state = self.__dict__.copy()
         state["_call"] = None
         if self._definition is not None:

@@ -11,8 +11,8 @@ from regrow.ids import object_id
 
 
 class RuntimeContext:
-    """The surroundings of a driver, task or actor; under Ray's names. Ids are hexadecimal, but those
-    of nodes and jobs are numbers."""
+    """The surroundings of a driver, task or actor; under Ray's names. Ids are hexadecimal, but
+    those of nodes and jobs are numbers."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

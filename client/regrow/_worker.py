@@ -1,7 +1,7 @@
 """A worker process: takes tasks from its node, runs them, and tells what came of them.
 
-Decides when results leave: at once when there is nothing else to do, else a few together.  It ends at
-once when its node is gone, so that nothing is orphaned.
+Decides when results leave: at once when there is nothing else to do, else a few together.  It ends
+at once when its node is gone, so that nothing is orphaned.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Worker(Client):
     """The client of a worker process."""
 
     def __init__(self, connection: Connection, arena_fd: int) -> None:
-        memory = Memory(Arena.attach(arena_fd, writable=True), self._on_garbage)
+        memory = Memory(Arena.attach(arena_fd, writable=True), self._on_news)
         super().__init__(connection, "worker", "commit", memory)
         self.executor = Executor(self)
         self._queue: deque[RunTask] = deque()
