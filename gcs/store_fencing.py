@@ -1,0 +1,160 @@
+"""Deaths of nodes, and who is given what they held, as transactions on Postgres.
+
+The row of a node is locked by whoever fences it before anything else is read, as ``regrow.append``
+locks it first: so a batch is either wholly before its node's death, and what it logged is
+reassigned, or it is refused.
+
+Giving tasks away is stamped (``given_at``) with a time that the caller chose before it began: an
+operation whose answer was lost can be sent again and answers with what the first try gave away.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from msgspec import Raw
+
+from regrow.gcs.operations import Fence, GivenRows, NodeFenced, NodeLeft, ReadGiven, Sweep
+from regrow.gcs.store_jobs import functions_of
+from regrow.gcs.store_session import Connection, Row, run
+from regrow.messages import HeldTask, SystemFailure, encode
+
+#: Why actors are dead whose node is.
+ACTOR_LOST: Final = encode(SystemFailure("actor_died", "the actor died with its node"))
+
+_NOW = "SELECT regrow.now()"
+_FENCE = """
+UPDATE regrow.nodes SET alive = false, died_at = :at, reason = :reason
+WHERE node_id = :node_id AND incarnation = :incarnation AND alive
+    AND (NOT :only_expired OR lease_expires_at < regrow.now())
+RETURNING died_at
+"""
+_DIED = """
+SELECT died_at FROM regrow.nodes
+WHERE node_id = :node_id AND incarnation = :incarnation AND NOT alive
+"""
+#: An heir is used if it is alive; the submitter's node in its present incarnation.
+_REASSIGN = """
+WITH living AS (
+    SELECT node_id, max(incarnation) AS incarnation FROM regrow.nodes WHERE alive GROUP BY node_id
+), heirs AS (
+    SELECT node_id, incarnation, row_number() OVER (ORDER BY h.place) - 1 AS place
+    FROM unnest(CAST(:heir_nodes AS int[]), CAST(:heir_incarnations AS int[]))
+        WITH ORDINALITY AS h (node_id, incarnation, place)
+    JOIN regrow.nodes n USING (node_id, incarnation) WHERE n.alive
+), orphans AS (
+    SELECT t.part, t.task_id, l.node_id, l.incarnation,
+        row_number() OVER (PARTITION BY l.node_id IS NULL ORDER BY t.task_id) - 1 AS place
+    FROM regrow.task_log t LEFT JOIN living l ON l.node_id = t.submitter
+    WHERE t.status = 0 AND NOT EXISTS (
+        SELECT FROM regrow.nodes n
+        WHERE n.node_id = t.holder AND n.incarnation = t.holder_incarnation AND n.alive)
+)
+UPDATE regrow.task_log t
+SET holder = coalesce(o.node_id, h.node_id),
+    holder_incarnation = coalesce(o.incarnation, h.incarnation),
+    attempt = attempt + :attempts, given_at = :at
+FROM orphans o LEFT JOIN heirs h
+    ON o.node_id IS NULL AND h.place = o.place % nullif((SELECT count(*) FROM heirs), 0)
+WHERE t.part = o.part AND t.task_id = o.task_id AND t.status = 0
+    AND coalesce(o.node_id, h.node_id) IS NOT NULL
+"""
+_BURY_ACTORS = """
+UPDATE regrow.actors a SET state = 'dead', died_at = :at, error = :error
+WHERE a.state = 'alive' AND NOT EXISTS (
+    SELECT FROM regrow.nodes n
+    WHERE n.node_id = a.node_id AND n.incarnation = a.incarnation AND n.alive)
+"""
+_CLOSE_REBUILDS = """
+UPDATE regrow.rebuilds r SET finished_at = :at
+WHERE r.finished_at IS NULL AND NOT EXISTS (
+    SELECT FROM regrow.nodes n
+    WHERE n.node_id = r.node_id AND n.incarnation = r.incarnation AND n.alive)
+"""
+_GIVEN_AT = """
+SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
+WHERE status = 0 AND given_at = :at ORDER BY task_id
+"""
+_GIVEN_TO = """
+SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
+WHERE status = 0 AND given_at IS NOT NULL
+    AND holder = :node_id AND holder_incarnation = :incarnation
+ORDER BY task_id
+"""
+_ACTORS_LOST = "SELECT actor_id, job FROM regrow.actors WHERE died_at = :at ORDER BY actor_id"
+
+Heirs = list[tuple[int, int]]
+
+
+def now(connection: Connection) -> datetime:
+    """Postgres's clock: the stamp of one operation that gives tasks away."""
+    [(at,)] = run(connection, _NOW)
+    stamp: datetime = at
+    return stamp
+
+
+def fence(connection: Connection, op: Fence, at: datetime) -> NodeFenced:
+    return _end(connection, op, op.reason, op.only_expired, at, attempts=1)
+
+
+def node_left(connection: Connection, op: NodeLeft, at: datetime) -> NodeFenced:
+    return _end(connection, op, "it stopped in good order", False, at, attempts=0)
+
+
+def sweep(connection: Connection, op: Sweep, at: datetime) -> NodeFenced:
+    _reap(connection, op.heirs, at, attempts=1)
+    return _given(connection, True, at)
+
+
+def _end(
+    connection: Connection,
+    op: Fence | NodeLeft,
+    reason: str,
+    only_expired: bool,
+    at: datetime,
+    attempts: int,
+) -> NodeFenced:
+    """Not landed, because it was dead already: with what its death gave away, for a caller that
+    does not know the answer of an earlier try."""
+    node = {"node_id": op.node_id, "incarnation": op.incarnation}
+    if run(connection, _FENCE, **node, at=at, reason=reason, only_expired=only_expired):
+        _reap(connection, op.heirs, at, attempts)
+        return _given(connection, True, at)
+    died = run(connection, _DIED, **node)
+    if not died:
+        return NodeFenced(False, {}, [])
+    return _given(connection, died[0][0] == at, died[0][0])
+
+
+def _reap(connection: Connection, heirs: Heirs, at: datetime, attempts: int) -> None:
+    """Reassigns what nodes that are not alive hold, and notes that their actors are dead."""
+    run(
+        connection,
+        _REASSIGN,
+        heir_nodes=[node for node, _ in heirs],
+        heir_incarnations=[incarnation for _, incarnation in heirs],
+        at=at,
+        attempts=attempts,
+    )
+    run(connection, _BURY_ACTORS, at=at, error=ACTOR_LOST)
+    run(connection, _CLOSE_REBUILDS, at=at)
+
+
+def _given(connection: Connection, landed: bool, at: datetime) -> NodeFenced:
+    rows = run(connection, _GIVEN_AT, at=at)
+    reassigned: dict[int, list[HeldTask]] = {}
+    for row in rows:
+        reassigned.setdefault(row.holder, []).append(held_task(row))
+    actors = [(actor_id, job) for actor_id, job in run(connection, _ACTORS_LOST, at=at)]
+    return NodeFenced(landed, reassigned, functions_of(connection, rows), actors)
+
+
+def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
+    rows = run(connection, _GIVEN_TO, node_id=op.node_id, incarnation=op.incarnation)
+    return GivenRows([held_task(row) for row in rows], functions_of(connection, rows))
+
+
+def held_task(row: Row, digests: list[bytes] | None = None) -> HeldTask:
+    """From a row with ``spec``, ``attempt`` and ``submitter``."""
+    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [])
