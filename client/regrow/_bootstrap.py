@@ -164,6 +164,7 @@ def start_head(
     storage: str | None = None,
     options: NodeOptions | None = None,
     ephemeral: bool = False,
+    port: int = 0,
 ) -> Session:
     """Start a cluster that stays: Postgres, the control store and the head node.
 
@@ -179,7 +180,7 @@ def start_head(
             raise ClusterConnectionError(
                 f"a cluster runs in {home} already; `regrow status` shows it, `regrow stop` ends it"
             )
-        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, storage)
+        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, storage, port)
         socket, daemon = _start(cluster, options or NodeOptions(), wanted, ephemeral=ephemeral)
         return Session(
             home,
@@ -232,11 +233,13 @@ def connect_remote(home: Path, address: str, postgres: str, storage: str = "") -
 
 @dataclass(frozen=True)
 class Wanted:
-    """The database and storage that a caller asks for."""
+    """What a caller asks of the cluster as a whole."""
 
     #: None: the embedded server.
     postgres: str | None
     storage: str | None
+    #: Of the control store; 0: any.
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -423,7 +426,11 @@ def _start(
         gcs = None
         if cluster.gcs is None:
             gcs = _daemons.start_gcs(
-                home, ephemeral=ephemeral, postgres=wanted.postgres, storage=wanted.storage
+                home,
+                ephemeral=ephemeral,
+                postgres=wanted.postgres,
+                storage=wanted.storage,
+                listen=f"{options.host}:{wanted.port}",
             )
             started.append(gcs)
         if cluster.nodes:  # only the control store was gone

@@ -32,6 +32,7 @@ class Asked:
     postgres_file: Path | None
     storage: str | None
     options: NodeOptions
+    port: int
     block: bool
 
 
@@ -141,7 +142,11 @@ def _postgres(asked: Asked) -> str | None:
 def _start_head(asked: Asked, postgres: str | None) -> None:
     home = Path(os.path.realpath(config.home()))
     session = _bootstrap.start_head(
-        home, postgres=postgres, storage=asked.storage, options=asked.options
+        home,
+        postgres=postgres,
+        storage=asked.storage,
+        options=asked.options,
+        port=asked.port,
     )
     kind = "the server you named" if postgres else "embedded Postgres"
     print(f"A cluster runs in {home}, its log in {kind}.")

@@ -46,9 +46,8 @@ class NodeOptions:
     #: Bytes; the arena.
     object_store_memory: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Where its TCP port listens, and the name by which other nodes reach it if that differs.
+    #: Where its TCP port listens, and where other nodes find it.
     host: str = "127.0.0.1"
-    advertise: str = ""
     #: Where it spills objects to; by default its own choice.
     spill_directory: str = ""
 
@@ -61,8 +60,6 @@ class NodeOptions:
         arguments += ["--memory", str(self.memory or 0)]
         arguments += ["--object-store-memory", str(self.object_store_memory or 0)]
         arguments += ["--labels", json.dumps(dict(self.labels)), "--host", self.host]
-        if self.advertise:
-            arguments += ["--advertise", self.advertise]
         if self.spill_directory:
             arguments += ["--spill-dir", self.spill_directory]
         return arguments
@@ -147,9 +144,14 @@ class NodeDaemon(Daemon):
             self._pipe = -1
 
 
-def start_gcs(home: Path, *, ephemeral: bool, postgres: str | None, storage: str | None) -> Daemon:
-    """Start the control store, which starts the embedded server if ``postgres`` is None."""
-    command = [*PYTHON, GCS_MODULE, "--home", str(home)]
+def start_gcs(
+    home: Path, *, ephemeral: bool, postgres: str | None, storage: str | None, listen: str
+) -> Daemon:
+    """Start the control store, which starts the embedded server if ``postgres`` is None.
+
+    ``listen`` is HOST:PORT; with port 0 it chooses one.
+    """
+    command = [*PYTHON, GCS_MODULE, "--home", str(home), "--listen", listen]
     if ephemeral:
         command.append("--ephemeral")
     if storage is not None:

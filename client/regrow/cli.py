@@ -124,8 +124,15 @@ def start(
         typer.Option(metavar="URI", help="Where the cluster stores objects: a folder, s3://..."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where the node listens for other nodes.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Listen at this address of the machine, for other machines."
+        ),
     ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=65535, help="Port of the control store; 0: any."),
+    ] = 0,
     block: Annotated[
         bool, typer.Option("--block", help="Stay until stopped; then stop what was started.")
     ] = False,
@@ -151,6 +158,7 @@ def start(
             options=_cli_start.node_options(
                 num_cpus, num_gpus, memory, resources, object_store_memory, labels, host
             ),
+            port=port,
             block=block,
         )
     )

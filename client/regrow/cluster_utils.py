@@ -203,19 +203,27 @@ class Cluster:
         self.connected = True
 
     def wait_for_nodes(self, timeout: float = 30) -> None:
-        """Wait until the control store counts exactly the nodes that were added and not removed.
+        """Wait until the log counts exactly the nodes that were added and not removed.
 
-        So a killed node has been declared dead on return. Raises TimeoutError after ``timeout``
-        seconds.
+        So a killed node has been declared dead on return; and this driver's node, if it is
+        connected, has heard of it. Raises TimeoutError after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         wanted = sorted(node.node_id for node in self.list_all_nodes())
-        while (known := self._members()) != wanted:
+        while (known := self._members()) != wanted or (known := self._heard_of()) != wanted:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"after {timeout:g} s the control store counts the nodes {known}, not {wanted}"
+                    f"after {timeout:g} s the cluster counts the nodes {known}, not {wanted}"
                 )
             time.sleep(0.05)
+
+    def _heard_of(self) -> list[int]:
+        """The nodes that this driver's node counts as alive; without a driver those of the log."""
+        import regrow
+
+        if not self.connected:
+            return self._members()
+        return sorted(int(node["NodeID"]) for node in regrow.nodes() if node["Alive"])
 
     def _members(self) -> list[int]:
         """The nodes that the log counts as alive."""
