@@ -1,0 +1,274 @@
+"""What must hold in a simulation: invariants after every step, and all of it at the end.
+
+Golden results come from running the same programs without a cluster. A *sure* object may never be an
+error, whatever happens; of the others a system's error is legitimate once there are faults.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from regrow.chaos.simulation.programs import TAINTED, Golden
+from regrow.chaos.simulation.world import SafetyViolation
+from regrow.gcs import operations as ops
+from regrow.gcs.core import Core as ControlCore
+from regrow.gcs.operations import Append, AppendResult, Operation, Outcome
+from regrow.ids import is_put, producer
+from regrow.messages import (
+    ACTOR_CALL,
+    OK,
+    PENDING,
+    SYSTEM_ERROR,
+    HandOver,
+    NodeMessage,
+    PeerMessage,
+    PeerValues,
+    TaskHeader,
+    Value,
+    Values,
+    failure_decoder,
+    header_decoder,
+)
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+    from regrow.chaos.simulation.node import NodeShell
+
+
+class Checks:
+    """See the module."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._sites: dict[bytes, int] = {}
+        self._puts: dict[bytes, Golden] = {}
+        self._large: dict[bytes, bytes] = {}
+        #: What the log says of each object, once it does: (status, digest).
+        self._committed: dict[bytes, tuple[int, bytes]] = {}
+        self.restarts = 0
+        self.outcomes = 0
+        self._steps = 0
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raises SafetyViolation."""
+        if not condition:
+            raise SafetyViolation(message)
+
+    # --- what programs did ------------------------------------------------------------------------
+
+    def submitted(self, task_id: bytes, site: int) -> None:
+        """One id is one call, whoever submits it, and however often."""
+        known = self._sites.setdefault(task_id, site)
+        self.require(known == site, f"id {task_id.hex()} is of call {known} and of call {site}")
+
+    def put(self, oid: bytes, golden: Golden) -> None:
+        known = self._puts.setdefault(oid, golden)
+        self.require(known.hash == golden.hash, f"the put {oid.hex()} has two values")
+
+    def large(self, digest: bytes, data: bytes) -> None:
+        """A worker wrote these bytes."""
+        self._large[digest] = data
+
+    def started(self, spec: TaskHeader, attempt: int, life: int) -> None:
+        """A worker begins a task."""
+
+    def golden(self, oid: bytes) -> Golden | None:
+        """What the object has to be."""
+        if is_put(oid):
+            return self._puts.get(oid)
+        site = self._sites.get(producer(oid))
+        if site is None:
+            return None
+        values = self._cluster.golden.values[site]
+        index = int.from_bytes(oid[16:], "big")
+        return values[min(index, len(values) - 1)]
+
+    def content(self, golden: Golden, status: int, data: bytes, who: str) -> None:
+        """A program reads a value."""
+        if status == golden.status and status != SYSTEM_ERROR and data[:8] == golden.hash:
+            return
+        legitimate = status == SYSTEM_ERROR or (status != OK and data == TAINTED)
+        why = failure_decoder.decode(data) if status == SYSTEM_ERROR else data.hex()
+        excused = not golden.sure and self._cluster.faults.may_fail
+        self.require(
+            legitimate and excused,
+            f"{who} sees status {status} ({why}), golden is {golden.status} {golden.hash.hex()}"
+            + (", for sure" if golden.sure else ""),
+        )
+
+    def value_seen(self, value: Value, who: str) -> None:
+        """A client is told of a value."""
+        golden = self.golden(value.object_id)
+        self.require(golden is not None, f"{who} is told of an object that nobody made")
+        if value.data is not None and golden is not None:
+            self.content(golden, value.status, value.data, f"{who} ({value.object_id.hex()})")
+
+    # --- what leaves a node -----------------------------------------------------------------------
+
+    def left_to_client(self, node: NodeShell, client: int, message: NodeMessage) -> None:
+        """To a driver only what is committed."""
+        core = node.core
+        if core is None or client not in core.drivers or not isinstance(message, Values):
+            return
+        for value in message.values:
+            self._must_be_committed(node, value)
+
+    def left_to_peer(self, node: NodeShell, message: PeerMessage) -> None:
+        if isinstance(message, PeerValues):
+            for value in message.values:
+                self._must_be_committed(node, value)
+        elif isinstance(message, HandOver):
+            store = self._cluster.database.store
+            for handed in message.tasks:
+                task_id = header_decoder.decode(handed.spec).task_id
+                self.require(
+                    task_id in store.tasks, f"{task_id.hex()} was handed over before its commit"
+                )
+                for value in handed.values:
+                    self._must_be_committed(node, value)
+
+    def left_bytes(self, node: NodeShell, oid: bytes, data: bytes) -> None:
+        store = self._cluster.database.store
+        row = store.object(oid)
+        self.require(
+            row.known and row.status != PENDING,
+            f"{node.name} gave the bytes of {oid.hex()} away before their commit",
+        )
+
+    def _must_be_committed(self, node: NodeShell, value: Value) -> None:
+        """What left has to be what the log says, now and for ever (the log never changes)."""
+        store = self._cluster.database.store
+        oid = value.object_id
+        row = store.object(oid)
+        if not is_put(oid):
+            task = store.tasks.get(producer(oid))
+            if task is not None and task.header.kind == ACTOR_CALL:
+                # Not waited for on the actor's own node (docs/durability.md).
+                if task.submitter == node.node_id:
+                    return
+            if task is None and self._is_call(oid):
+                return
+        if value.status == SYSTEM_ERROR:
+            return  # an object that is lost is a lost object, not a result
+        self.require(
+            row.known and row.status != PENDING and row.value is not None,
+            f"{node.name} told of {oid.hex()} before its commit",
+        )
+        assert row.value is not None
+        if row.value.status == SYSTEM_ERROR:
+            # Its job ended.
+            return
+        self.require(
+            (row.value.status, row.value.digest) == (value.status, value.digest)
+            or (value.data is None and not value.digest),
+            f"{node.name} told something else of {oid.hex()} than the log says",
+        )
+
+    def _is_call(self, oid: bytes) -> bool:
+        site = self._sites.get(producer(oid))
+        return site is not None and self._cluster.programs[site].kind == ACTOR_CALL
+
+    # --- the log ----------------------------------------------------------------------------------
+
+    def appended(self, append: Append, result: AppendResult) -> None:
+        """A batch was answered."""
+        if result.verdict == ops.CONFLICT:
+            self.require(self._cluster.faults.may_fail, f"conflict without fault: {result.detail}")
+        self.require(result.verdict != ops.BEHIND, f"{append.node} is ahead of the database")
+        if result.verdict != ops.APPLIED:
+            return
+        for submitted in append.batch.submitted:
+            if submitted.outcome is not None:
+                self._outcome(submitted.outcome)
+        for outcome in append.batch.outcomes:
+            self._outcome(outcome)
+        self._holders(append)
+
+    def _outcome(self, outcome: Outcome) -> None:
+        """A result is committed: it is the golden one, and the only one."""
+        self.outcomes += 1
+        store = self._cluster.database.store
+        row = store.tasks[outcome.task_id]
+        if row.outcome is None:
+            return  # cancelled
+        said = (outcome.status, [returned.digest for returned in outcome.returns])
+        kept = (row.outcome.status, [returned.digest for returned in row.outcome.returns])
+        self.require(said == kept, f"task {outcome.task_id.hex()} has two results in the log")
+        site = self._sites[outcome.task_id]
+        values = self._cluster.golden.values[site]
+        for returned, golden in zip(outcome.returns, values, strict=False):
+            data = returned.data if returned.data is not None else self._large[returned.digest]
+            self.content(golden, outcome.status, data, f"the log ({outcome.task_id.hex()})")
+
+    def _holders(self, append: Append) -> None:
+        store = self._cluster.database.store
+        for task_id in [s.header.task_id for s in append.batch.submitted]:
+            row = store.tasks[task_id]
+            self.require(row.holder in store.nodes, f"task {task_id.hex()} has no holder")
+
+    def executed(self, operation: Operation, result: object) -> None:
+        """The control store changed the log: after a fence no task is held by the dead while somebody
+        could have it."""
+        if not isinstance(operation, ops.Fence | ops.Sweep) or not isinstance(
+            result, ops.NodeFenced
+        ):
+            return
+        store = self._cluster.database.store
+        if isinstance(operation, ops.Fence) and not result.landed:
+            return
+        if any(store.alive(heir) for heir in operation.heirs):
+            for task_id, row in store.unfinished.items():
+                self.require(
+                    store.alive(row.holder), f"task {task_id.hex()} is held by a dead node"
+                )
+
+    # --- the cores --------------------------------------------------------------------------------
+
+    def node_begins(self, node: NodeShell) -> None:
+        """A new incarnation."""
+
+    def restarted(self, node: NodeShell, reason: str) -> None:
+        self.restarts += 1
+        self.require(
+            self._cluster.faults.may_fail, f"{node.name} restarted without fault: {reason}"
+        )
+
+    def node_stepped(self, node: NodeShell) -> None:
+        """After each step."""
+        self._steps += 1
+        core = node.core
+        if core is not None and not self._steps % self._cluster.check_every:
+            core.check()
+
+    def control_stepped(self, core: ControlCore) -> None:
+        self._steps += 1
+        if not self._steps % self._cluster.check_every:
+            core.check()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def at_rest(self) -> str:
+        """What is still there although nobody wants anything any more; "" if nothing."""
+        store = self._cluster.database.store
+        if store.unfinished:
+            return f"unfinished tasks in the log: {[t.hex() for t in store.unfinished]}"
+        for node in self._cluster.nodes:
+            core = node.core
+            if core is None:
+                return f"slot {node.slot} has no core"
+            left = {
+                "entries": [oid.hex() for oid in core.objects.entries],
+                "tasks": [task_id.hex() for task_id in core.tasks.tasks],
+                "queued": core.pool.queued,
+                "busy workers": [w.number for w in core.pool.by_client.values() if w.in_flight],
+                "copies": [key[0].hex() for key in core.transport.store.object_keys()],
+                "in flight": len(core.journal.in_flight) + core.journal.open.records,
+                "drivers": list(core.drivers),
+                "actors": [a.hex() for a in core.actors.table],
+            }
+            for what, things in left.items():
+                if things:
+                    return f"{node.name} still has {what}: {things}"
+            if core.ledger.available != core.ledger.total:
+                return f"{node.name} has {core.ledger.available} of {core.ledger.total} available"
+        return ""

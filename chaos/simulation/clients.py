@@ -1,0 +1,748 @@
+"""Drivers and workers: programs that run in processes of their own, at the end of a FIFO link.
+
+They say what the real client says, in its order: references are counted and dropped, submissions kept
+until they are committed and sent again over a new connection, bytes written into room that the node made
+and read from where it says. What they read is compared with the golden result at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw, Struct
+
+from regrow.chaos.simulation.programs import SMALL, Content, Golden, Program, Result, execute
+from regrow.chaos.simulation.world import Pipe
+from regrow.ids import ContentIds, CountedIds, driver_task_id, object_id, put_object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    PENDING,
+    PROTOCOL_VERSION,
+    RETRY_EXCEPTIONS,
+    SYSTEM_ERROR,
+    TASK,
+    TASK_ERROR,
+    Blocked,
+    Borrow,
+    Bye,
+    ClientMessage,
+    Committed,
+    Create,
+    Created,
+    DefineFunctions,
+    Done,
+    Drop,
+    Exit,
+    FunctionDef,
+    Hello,
+    Located,
+    Location,
+    NodeMessage,
+    Put,
+    PutValue,
+    Read,
+    Release,
+    Return,
+    Returned,
+    Run,
+    RunTask,
+    Seal,
+    Submit,
+    Subscribe,
+    TakeBack,
+    TaskDone,
+    TaskHeader,
+    TaskSpec,
+    Unblocked,
+    Value,
+    Values,
+    Welcome,
+    encode,
+    spec_decoder,
+)
+from regrow.objectstore.layout import digest as digest_of
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+    from regrow.chaos.simulation.node import NodeShell
+
+FUNCTIONS = 6
+
+
+class Handle(Struct, eq=False):
+    """A reference in a program: its object and what that has to be."""
+
+    object_id: bytes
+    golden: Golden
+
+
+class Ref:
+    """What a client knows of an object that it holds."""
+
+    __slots__ = ("content", "count", "pin", "reading", "refs", "status", "told")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.status = PENDING
+        #: The bytes of a small object, an error, or a large one that is pinned.
+        self.content: bytes | None = None
+        self.pin: tuple[bytes, int] | None = None
+        self.told = False
+        self.reading = False
+
+
+class Frame:
+    """A program that is running."""
+
+    def __init__(self, program: Program, task_id: bytes, job: int) -> None:
+        self.program = program
+        self.task_id = task_id
+        self.job = job
+        self.running: Generator[Any, Any, Result] | None = None
+        self.handles: list[Handle] = []
+        self.counted: CountedIds | None = None
+        self.content_ids: ContentIds | None = None
+        #: What it waits for: ("get" or "wait", handles, count), or ("credit",), ...
+        self.waits: tuple[Any, ...] | None = None
+        self.run: RunTask | None = None
+        self.blocked = False
+        #: Large return values that are not written yet, and all return values as they will be told.
+        self.unwritten: deque[tuple[int, bytes, int]] = deque()
+        self.returns: list[Return] = []
+        self.result: Result | None = None
+        self.started = 0.0
+        #: What is to be sealed when room for it is there.
+        self.sealing: tuple[Seal, bytes] | None = None
+
+
+class SimClient:
+    """What drivers and workers have in common."""
+
+    role = ""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.name = name
+        self.alive = True
+        self.node: NodeShell | None = None
+        self.number = 0
+        self.window = 20_000
+        self.refs: dict[bytes, Ref] = {}
+        self.uncommitted: deque[Raw | PutValue | Seal] = deque()
+        self.defined: dict[bytes, FunctionDef] = {}
+        self.up: Pipe | None = None
+        self._specs: list[Raw] = []
+        self._flushing = False
+
+    # --- the link ---------------------------------------------------------------------------------
+
+    def send(self, message: ClientMessage) -> None:
+        """After what was submitted before."""
+        self.flush()
+        self._send(message)
+
+    def _send(self, message: ClientMessage) -> None:
+        if self.up is not None and self.node is not None:
+            self.up.send(self.node.client_said, self.node.life, self.number, message)
+
+    def flush(self) -> None:
+        """Submissions leave together."""
+        if self._specs:
+            specs, self._specs = self._specs, []
+            self._send(Submit(specs))
+
+    def _submit(self, item: Raw | PutValue | Seal) -> None:
+        self.uncommitted.append(item)
+        if isinstance(item, Raw):
+            self._specs.append(item)
+        elif isinstance(item, PutValue):
+            self.send(Put([item]))
+        else:
+            self.send(item)
+
+    def receive(self, message: NodeMessage) -> None:
+        """A message of the node."""
+        match message:
+            case Values(values):
+                self._values(values)
+            case Located(locations, values):
+                for location in locations:
+                    self._located(location)
+                self._values(values)
+            case Committed(count):
+                for _ in range(count):
+                    assert self.uncommitted, "more is committed than was submitted"
+                    self.uncommitted.popleft()
+            case Created():
+                self._created(message)
+            case Welcome():
+                self.welcomed(message)
+            case _:
+                self.other(message)
+        self.wake()
+
+    def welcomed(self, message: Welcome) -> None:
+        self.window = message.window
+
+    def other(self, message: NodeMessage) -> None:
+        """What only one role is told."""
+
+    def wake(self) -> None:
+        """Something changed: what waits may go on."""
+        raise NotImplementedError
+
+    # --- references -------------------------------------------------------------------------------
+
+    def hold(self, handle: Handle, borrowed: bool) -> None:
+        """The program has another reference to the object."""
+        ref = self.refs.get(handle.object_id)
+        if ref is None:
+            ref = self.refs[handle.object_id] = Ref()
+            if borrowed:
+                self.send(Borrow([handle.object_id]))
+        ref.count += 1
+        if not borrowed:
+            ref.told = True
+
+    def let_go(self, handles: list[Handle]) -> None:
+        """References that the program has no more."""
+        dropped: list[bytes] = []
+        pins: list[tuple[bytes, int]] = []
+        for handle in handles:
+            ref = self.refs[handle.object_id]
+            ref.count -= 1
+            if not ref.count:
+                del self.refs[handle.object_id]
+                dropped.append(handle.object_id)
+                if ref.pin is not None:
+                    pins.append(ref.pin)
+        if dropped:
+            self.send(Drop(dropped))
+        if pins:
+            self.send(Release(pins))
+
+    def _values(self, values: list[Value]) -> None:
+        for value in values:
+            self.cluster.checks.value_seen(value, self.name)
+            ref = self.refs.get(value.object_id)
+            if ref is not None and ref.content is None:
+                ref.status = value.status
+                if value.data is not None:
+                    ref.content = value.data
+                    ref.reading = False
+
+    def _located(self, location: Location) -> None:
+        assert self.node is not None
+        content = self.node.read(location)
+        pin = (location.object_id, location.attempt)
+        ref = self.refs.get(location.object_id)
+        if ref is None or ref.pin is not None:
+            self.send(Release([pin]))
+            return
+        ref.status, ref.content, ref.pin, ref.reading = OK, content, pin, False
+
+    def _ready(self, handle: Handle, fetch: bool) -> bool:
+        """Whether the value is here; sees to it that it comes."""
+        ref = self.refs[handle.object_id]
+        if ref.status == PENDING:
+            if not ref.told:
+                ref.told = True
+                self.send(Subscribe([handle.object_id]))
+            return False
+        if fetch and ref.content is None:
+            if not ref.reading:
+                ref.reading = True
+                self.send(Read([handle.object_id]))
+            return False
+        return True
+
+    def content(self, frame: Frame, handle: Handle) -> Content:
+        """The value of a handle that is ready; its references are held from now on."""
+        ref = self.refs[handle.object_id]
+        assert ref.content is not None
+        content = self.decode(frame, ref.status, ref.content, handle)
+        if ref.pin is not None and self.world.rng.random() < 0.5:
+            self.send(Release([ref.pin]))
+            ref.pin = ref.content = None
+        return content
+
+    def decode(self, frame: Frame, status: int, data: bytes, handle: Handle) -> Content:
+        """Bytes as the program sees them, compared with what they have to be."""
+        self.cluster.checks.content(handle.golden, status, data, self.name)
+        if status == SYSTEM_ERROR:
+            return Content(status, b"\xff" * 8, [])
+        refs: list[Handle] = []
+        if status == OK:
+            ids = [data[i : i + 20] for i in range(8, len(data), 20)]
+            refs = [Handle(i, g) for i, g in zip(ids, handle.golden.refs, strict=True)]
+        for ref in refs:
+            self.hold(ref, borrowed=True)
+            frame.handles.append(ref)
+        return Content(status, data[:8], list(refs))
+
+    # --- programs ---------------------------------------------------------------------------------
+
+    def begin(self, frame: Frame, deps: list[Content], nested: list[Handle], flake: bool) -> None:
+        frame.running = execute(frame.program, deps, list(nested), flake)
+        frame.started = self.world.now
+        self.resume(frame, None)
+
+    def resume(self, frame: Frame, answer: Any) -> None:
+        """Carries steps out until one has to wait."""
+        assert frame.running is not None
+        while True:
+            try:
+                step = frame.running.send(answer)
+            except StopIteration as stop:
+                self.ended(frame, stop.value)
+                return
+            self.cluster.operations += 1
+            answer = None
+            match step:
+                case ("compute", ms):
+                    self.flush()
+                    frame.waits = ("time",)
+                    self.later(ms, self._computed, frame)
+                    return
+                case ("submit", site, deps, nested, actor):
+                    answer = self._call(frame, site, deps, nested, actor)
+                    if len(self.uncommitted) >= self.window:
+                        frame.waits = ("credit", answer)
+                case ("drop", handle):
+                    frame.handles.remove(handle)
+                    self.let_go([handle])
+                case ("get", handles):
+                    frame.waits = ("get", handles)
+                case ("wait", handles, count):
+                    frame.waits = ("wait", handles, count, self.world.rng.random() < 0.5)
+                case ("put", number, size, digest, refs):
+                    answer = self._put(frame, number, size, digest, refs)
+            if frame.waits is not None:
+                found, answer = self.found(frame)
+                if not found:
+                    self.flush()
+                    self.block(frame)
+                    return
+                frame.waits = None
+
+    def _computed(self, frame: Frame) -> None:
+        frame.waits = None
+        self.resume(frame, None)
+
+    def later(self, ms: float, act: Any, *args: Any) -> None:
+        """In so much time of this process."""
+        raise NotImplementedError
+
+    def found(self, frame: Frame) -> tuple[bool, Any]:
+        """Whether what the frame waits for is there, and the answer."""
+        match frame.waits:
+            case ("get", handles):
+                if all([self._ready(handle, True) for handle in handles]):
+                    return True, [self.content(frame, handle) for handle in handles]
+            case ("wait", handles, count, fetch):
+                ready = [i for i, handle in enumerate(handles) if self._ready(handle, fetch)]
+                if len(ready) >= count:
+                    return True, ready[:count]
+            case ("credit", answer):
+                if len(self.uncommitted) < self.window:
+                    return True, answer
+            case ("put", handle):
+                if frame.sealing is None:
+                    return True, handle
+        return False, None
+
+    def block(self, frame: Frame) -> None:
+        """The program waits."""
+
+    def ended(self, frame: Frame, result: Result) -> None:
+        raise NotImplementedError
+
+    def _call(
+        self, frame: Frame, site: int, deps: list[Handle], nested: list[Handle], actor: Handle | None
+    ) -> list[Handle]:
+        """Submits a call; handles of its return values."""
+        program = self.cluster.programs[site]
+        definition = self.cluster.functions[site % FUNCTIONS]
+        if definition.function_id not in self.defined:
+            self.defined[definition.function_id] = definition
+            self.send(DefineFunctions([definition]))
+        dep_ids = [handle.object_id for handle in deps]
+        nested_ids = [handle.object_id for handle in nested]
+        args = site.to_bytes(8, "big")
+        if frame.counted is not None:
+            task_id = frame.counted.next_id()
+        else:
+            assert frame.content_ids is not None
+            task_id = frame.content_ids.next_id(b"\0".join((args, *dep_ids, *nested_ids)))
+        actor_id = b""
+        if program.kind == ACTOR_CREATION:
+            actor_id = task_id
+        elif actor is not None:
+            actor_id = actor.object_id[:16]
+        name = {TASK: f"f{site}", ACTOR_CREATION: f"A{site}.__init__", ACTOR_CALL: f"A.m{site}"}
+        spec = TaskSpec(
+            task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],
+            program.kind, actor_id, dep_ids, nested_ids, program.resources, len(program.returns),
+            program.max_retries, RETRY_EXCEPTIONS if program.flaky else 0, program.strategy, args,
+        )  # fmt: skip
+        self.cluster.checks.submitted(task_id, site)
+        goldens = self.cluster.golden.values[site]
+        handles = [Handle(object_id(task_id, i), golden) for i, golden in enumerate(goldens)]
+        for handle in handles:
+            self.hold(handle, borrowed=False)
+        frame.handles += handles
+        self._submit(Raw(encode(spec)))
+        return handles
+
+    def _put(
+        self, frame: Frame, number: int, size: int, digest: bytes, refs: list[Handle]
+    ) -> Handle:
+        data = digest + b"".join(ref.object_id for ref in refs)
+        content = digest_of(data)
+        if frame.counted is not None:
+            oid = put_object_id(frame.counted.next_id())
+        else:
+            assert frame.content_ids is not None
+            oid = put_object_id(frame.content_ids.next_id(b"put\0" + content))
+        handle = Handle(oid, self.cluster.golden.puts[frame.program.site, number])
+        self.cluster.checks.put(oid, handle.golden)
+        self.hold(handle, borrowed=False)
+        frame.handles.append(handle)
+        ref_ids = [ref.object_id for ref in refs]
+        ref = self.refs[oid]
+        if size <= SMALL:
+            if ref.content is None:
+                ref.status, ref.content = OK, data
+            self._submit(PutValue(oid, frame.task_id, frame.job, content, data, ref_ids))
+        else:
+            ref.status = OK
+            frame.sealing = Seal(oid, frame.task_id, frame.job, size, content, ref_ids), data
+            frame.waits = ("put", handle)
+            self.send(Create(oid, 0, size))
+        return handle
+
+    def _created(self, message: Created) -> None:
+        """Room for an object; or it is here already."""
+        frame = self.frame_that_writes(message.object_id)
+        if frame is None:
+            return
+        assert message.error is None, f"no room: {message.error}"
+        assert self.node is not None
+        if frame.sealing is not None and frame.sealing[0].object_id == message.object_id:
+            (seal, data), frame.sealing = frame.sealing, None
+            if message.location is not None:
+                self.node.write(message.location, data)
+            self._submit(seal)
+        elif frame.unwritten:
+            _, data, _ = frame.unwritten.popleft()
+            if message.location is not None:
+                self.node.write(message.location, data)
+            self.write_results(frame)
+
+    def frame_that_writes(self, oid: bytes) -> Frame | None:
+        raise NotImplementedError
+
+    def write_results(self, frame: Frame) -> None:
+        """Of a worker."""
+
+
+class SimWorker(SimClient):
+    """A worker process."""
+
+    role = "worker"
+
+    def __init__(self, cluster: Cluster, node: NodeShell, worker: int) -> None:
+        super().__init__(cluster, f"w{node.node_id}.{worker}")
+        self.node = node
+        self.worker = worker
+        self.life = node.life
+        self.queue: deque[RunTask] = deque()
+        self.frame: Frame | None = None
+        self.is_actor = False
+        self.exiting = False
+        #: Of an actor: the last call of each caller.
+        self._orders: dict[bytes, int] = {}
+
+    def later(self, ms: float, act: Any, *args: Any) -> None:
+        assert self.node is not None
+        self.node.schedule(self.life, ms, self._alive, act, args)
+
+    def _alive(self, act: Any, args: tuple[Any, ...]) -> None:
+        if self.alive:
+            act(*args)
+
+    def hello(self) -> Hello:
+        return Hello(PROTOCOL_VERSION, "", self.role, 1000 + self.worker, self.worker)
+
+    def other(self, message: NodeMessage) -> None:
+        match message:
+            case Run(tasks):
+                self.queue.extend(tasks)
+                self._next()
+            case TakeBack(count):
+                self._give_back(count)
+            case Exit():
+                self.exiting = True
+                self._next()
+
+    def _give_back(self, count: int) -> None:
+        back = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
+        back.reverse()
+        self.send(Returned([spec_decoder.decode(run.spec).task_id for run in back]))
+
+    def _next(self) -> None:
+        if self.frame is not None or not self.alive:
+            return
+        if not self.queue:
+            if self.exiting:
+                assert self.node is not None
+                self.node.worker_dies(self)
+            return
+        run = self.queue.popleft()
+        spec = spec_decoder.decode(run.spec)
+        site = int.from_bytes(spec.args, "big")
+        program = self.cluster.programs[site]
+        frame = self.frame = Frame(program, spec.task_id, spec.job)
+        frame.run = run
+        frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
+        self.cluster.checks.started(spec, run.attempt, self.life)
+        if spec.kind == ACTOR_CALL:
+            self._check_order(spec, program)
+        golden_deps, golden_nested = self.cluster.golden.given[site]
+        contents = {value.object_id: value for value in run.inline}
+        places = {place.object_id: place for place in run.located}
+        deps: list[Content] = []
+        pins: list[tuple[bytes, int]] = []
+        for oid, golden in zip(spec.deps, golden_deps, strict=True):
+            value = contents.get(oid)
+            if value is not None:
+                assert value.data is not None
+                data = value.data
+                assert value.status == OK, "a task was started with an error as argument"
+            else:
+                assert self.node is not None
+                data = self.node.read(places[oid])
+                pins.append((oid, places[oid].attempt))
+            deps.append(self.decode(frame, OK, data, Handle(oid, golden)))
+        nested = [Handle(o, g) for o, g in zip(spec.nested, golden_nested, strict=True)]
+        for handle in nested:
+            self.hold(handle, borrowed=True)
+            frame.handles.append(handle)
+        if pins:
+            self.send(Release(list(dict.fromkeys(pins))))
+        flake = program.flaky and self.world.rng.random() < 0.4
+        self.begin(frame, deps, nested, flake)
+
+    def _check_order(self, spec: TaskHeader, program: Program) -> None:
+        last = self._orders.get(spec.parent_id, 0)
+        self.cluster.checks.require(
+            program.order > last, f"{self.name}: call {program.order} of a caller after {last}"
+        )
+        self._orders[spec.parent_id] = program.order
+
+    def block(self, frame: Frame) -> None:
+        if not frame.blocked and frame.waits is not None and frame.waits[0] in ("get", "wait", "credit"):
+            frame.blocked = True
+            if self.queue and not self.is_actor:
+                self._give_back(len(self.queue))
+            self.send(Blocked(frame.task_id))
+
+    def wake(self) -> None:
+        frame = self.frame
+        if frame is None or frame.waits is None or frame.waits[0] == "time":
+            return
+        found, answer = self.found(frame)
+        if found:
+            frame.waits = None
+            if frame.blocked:
+                frame.blocked = False
+                self.send(Unblocked(frame.task_id))
+            self.resume(frame, answer)
+
+    def ended(self, frame: Frame, result: Result) -> None:
+        frame.result = result
+        assert frame.run is not None
+        for index, (size, digest, refs) in enumerate(result.returns):
+            data = digest + b"".join(ref.object_id for ref in refs)
+            ref_ids = [ref.object_id for ref in refs]
+            if size > SMALL and result.status == OK:
+                frame.unwritten.append((index, data, size))
+                frame.returns.append(Return(size, digest_of(data), None, ref_ids))
+                self.cluster.checks.large(digest_of(data), data)
+            else:
+                frame.returns.append(Return(len(data), digest_of(data), data, ref_ids))
+        frame.waits = ("results",)
+        self.write_results(frame)
+
+    def write_results(self, frame: Frame) -> None:
+        assert frame.run is not None and frame.result is not None
+        if frame.unwritten:
+            index, _, size = frame.unwritten[0]
+            self.send(Create(object_id(frame.task_id, index), frame.run.attempt, size))
+            return
+        duration = int((self.world.now - frame.started) * 1000)
+        done = TaskDone(
+            frame.task_id, frame.run.attempt, frame.result.status, frame.returns, duration,
+            frame.result.retry,
+        )  # fmt: skip
+        self.send(Done([done]))
+        self.let_go(frame.handles)
+        self.frame = None
+        if frame.program.kind == ACTOR_CREATION and frame.result.status == OK:
+            self.is_actor = True
+        self._next()
+
+    def frame_that_writes(self, oid: bytes) -> Frame | None:
+        return self.frame
+
+
+class SimDriver(SimClient):
+    """A driver process."""
+
+    role = "driver"
+
+    def __init__(self, cluster: Cluster, site: int) -> None:
+        super().__init__(cluster, f"d{site}")
+        self.site = site
+        self.frame = Frame(cluster.programs[site], b"", 0)
+        self.finished = False
+        self.welcome: Welcome | None = None
+        self._connection = 0
+
+    def later(self, ms: float, act: Any, *args: Any) -> None:
+        self.world.after(ms, act, *args)
+
+    # --- connecting -------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """To a node that is up; tries again where none is."""
+        if self.finished:
+            return
+        nodes = [node for node in self.cluster.nodes if node.core is not None and not node.paused]
+        if not nodes:
+            self.world.after(100, self.connect)
+            return
+        node = self.world.rng.choice(nodes)
+        self.node = node
+        job = self.frame.job
+        hello = Hello(PROTOCOL_VERSION, "", self.role, self.site, job, entrypoint=self.name)
+        self.welcome = None
+        self._connection += 1
+        self.world.after(5_000, self._no_welcome, self._connection)
+        self.number = node.connect(self, hello)
+
+    def _no_welcome(self, connection: int) -> None:
+        """A connection that is not welcomed in time is given up."""
+        if self._connection == connection and self.welcome is None and self.node is not None:
+            self.node.client_leaves(self)
+            self.disconnected()
+
+    def disconnected(self) -> None:
+        """The node is gone: another one."""
+        self.node = self.up = None
+        self.welcome = None
+        if not self.finished:
+            self.world.after(self.world.rng.uniform(1, 200), self.connect)
+
+    def send(self, message: ClientMessage) -> None:
+        if self.welcome is not None:
+            super().send(message)
+
+    def flush(self) -> None:
+        if self.welcome is not None:
+            super().flush()
+        else:
+            self._specs.clear()  # they are uncommitted: sent when we are connected
+
+    def welcomed(self, message: Welcome) -> None:
+        super().welcomed(message)
+        self.welcome = message
+        frame = self.frame
+        if not frame.job:
+            frame.job = message.job
+            frame.task_id = driver_task_id(message.job_root)
+            frame.counted = CountedIds(message.job_root)
+            self.cluster.job_roots[message.job] = message.job_root
+            self.begin(frame, [], [], False)
+            return
+        self.cluster.checks.require(message.job == frame.job, "a driver was given another job")
+        self._resume_connection()
+
+    def _resume_connection(self) -> None:
+        """Says again what the new node has to know (``Client.resume`` and ``Link.attach``)."""
+        if self.defined:
+            self._send(DefineFunctions(list(self.defined.values())))
+        if self.refs:
+            self._send(Borrow(list(self.refs)))
+        self._specs.clear()
+        run: list[Raw] = []
+        for item in self.uncommitted:
+            if isinstance(item, Raw):
+                run.append(item)
+                continue
+            if run:
+                self._send(Submit(run, resent=True))
+                run = []
+            self._send(Put([item]) if isinstance(item, PutValue) else item)
+        if run:
+            self._send(Submit(run, resent=True))
+        pending: list[bytes] = []
+        reading: list[bytes] = []
+        for oid, ref in self.refs.items():
+            ref.pin = None  # the bytes stay mapped in the process, without a pin
+            if ref.status == PENDING and ref.told:
+                pending.append(oid)
+            elif ref.reading:
+                reading.append(oid)
+        if pending:
+            self._send(Subscribe(pending))
+        if reading:
+            self._send(Read(reading))
+        if self.frame.sealing is not None:
+            seal, _ = self.frame.sealing
+            self._send(Create(seal.object_id, 0, seal.size))
+
+    # --- the program ------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        frame = self.frame
+        if frame.waits is None or frame.waits[0] == "time" or self.finished:
+            return
+        found, answer = self.found(frame)
+        if found:
+            frame.waits = None
+            self.resume(frame, answer)
+
+    def ended(self, frame: Frame, result: Result) -> None:
+        """All values were as they have to be: everything is dropped."""
+        self.flush()
+        self.let_go(frame.handles)
+        frame.handles = []
+        frame.waits = ("end",)
+        self.cluster.driver_done(self)
+
+    def leave(self) -> None:
+        """The job ends."""
+        self.finished = True
+        if self.welcome is not None and self.node is not None:
+            self.send(Bye())
+            self.node.client_leaves(self)
+
+    def frame_that_writes(self, oid: bytes) -> Frame | None:
+        return self.frame
+
+    def status(self) -> str:
+        """For the report of what did not happen."""
+        waits = self.frame.waits
+        if not waits or waits[0] not in ("get", "wait"):
+            return f"{self.name} waits for {waits and waits[0]}"
+        missing = [h.object_id.hex() for h in waits[1] if not self._ready(h, waits[0] == "get")]
+        return f"{self.name} {waits[0]}s {', '.join(missing)}"
+
+
+__all__ = ["TASK_ERROR", "Frame", "Handle", "SimClient", "SimDriver", "SimWorker"]

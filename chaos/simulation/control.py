@@ -1,0 +1,236 @@
+"""The shell of the simulated control store, and the database with its faults.
+
+The database carries out what arrives, in the order of each connection; what a fault does is delay it,
+break the connection before or after it was carried out, or be away for a while.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from regrow.chaos.simulation.stand_in import StandInStore
+from regrow.chaos.simulation.world import Pipe
+from regrow.gcs import core_events as gcs_events
+from regrow.gcs.core import Core
+from regrow.gcs.core_events import Effect, Event, Settings
+from regrow.gcs.operations import Append, Operation
+from regrow.messages import FromStore, OpenJob, ToStore
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+    from regrow.chaos.simulation.node import NodeShell
+
+
+class Database:
+    """Postgres, as the shells of nodes and control store see it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.store: StandInStore = cluster.mutation.store()
+        self.up = True
+
+    def _clock(self) -> None:
+        self.store.now_s = 1000.0 + self.world.now / 1000
+
+    def stop(self) -> None:
+        """It is away; every connection breaks."""
+        self.world.trace("postgres", "stops")
+        self.up = False
+        for node in self.cluster.nodes:
+            node.break_log()
+
+    def start(self) -> None:
+        if not self.up:
+            self.world.trace("postgres", "starts")
+            self._clock()
+            self.up = True
+            self.store.up_since_s = self.store.now_s
+
+    def append(self, node: NodeShell, life: int, connection: int, append: Append) -> None:
+        """A batch arrived."""
+        faults = self.cluster.faults
+        if not self.up or faults.append_is_lost():
+            node.run(life, node.break_log)
+            return
+        self._clock()
+        result = self.store.append(append)
+        self.world.trace("postgres", f"{append.node}.{append.incarnation} {append.number}", result)
+        self.cluster.checks.appended(append, result)
+        if faults.answer_is_lost():
+            node.run(life, node.break_log)
+            return
+        self.world.after(
+            self.cluster.latency(), node.run, life, node.appended, connection, append,
+            result.verdict, result.detail,
+        )  # fmt: skip
+
+    def execute(self, control: ControlShell, life: int, number: int, operation: Operation) -> None:
+        """An operation of the control store arrived."""
+        failed = gcs_events.StoreFailed("the connection broke")
+        faults = self.cluster.faults
+        if not self.up or faults.append_is_lost():
+            control.schedule(life, 5.0, gcs_events.StoreReplied(number, failed))
+            return
+        self._clock()
+        result = self.store.execute(operation)
+        self.world.trace("postgres", f"executes {number}", result)
+        self.cluster.checks.executed(operation, result)
+        answer = failed if faults.answer_is_lost() else result
+        control.schedule(life, self.cluster.latency(), gcs_events.StoreReplied(number, answer))
+
+
+class _Session:
+    def __init__(self, node: NodeShell, down: Pipe) -> None:
+        self.node = node
+        self.life = node.life
+        self.down = down
+
+
+class ControlShell:
+    """The control store's process: down, or in one of its lives."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.life = 0
+        self.up = False
+        self.core: Core | None = None
+        self._sessions: dict[int, _Session] = {}
+        self._conn = 0
+        self._operations: Pipe | None = None
+
+    # --- process ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self.up:
+            return
+        self.life += 1
+        self.up = True
+        self.world.trace("gcs", "starts")
+        config = self.cluster.config
+        settings = Settings(
+            holder=f"gcs{self.life}",
+            lease_ttl_s=config.lease_ttl_s,
+            leader_ttl_s=0.7,
+            driver_grace_s=self.cluster.driver_grace_s,
+        )
+        self.core = self.cluster.mutation.control(settings)
+        self._operations = Pipe(self.world, self.cluster.database_ms)
+        self._tick(self.life)
+
+    def crash(self) -> None:
+        """SIGKILL: what it knew is gone; what it had asked of Postgres may still be carried out."""
+        if not self.up:
+            return
+        self.world.trace("gcs", "crashes")
+        self.up = False
+        self.life += 1
+        self.core = None
+        if self._operations is not None and self.world.rng.random() < 0.5:
+            self._operations.cut()
+        for conn in list(self._sessions):
+            self._end(conn)
+
+    def reachable(self) -> bool:
+        return self.up
+
+    def schedule(self, life: int, delay_ms: float, event: Event) -> None:
+        self.world.after(delay_ms, self._in_life, life, event)
+
+    def _in_life(self, life: int, event: Event) -> None:
+        if life == self.life:
+            self.handle(event)
+
+    def _tick(self, life: int) -> None:
+        if life != self.life or self.core is None:
+            return
+        self.handle(gcs_events.Tick(self.world.now / 1000))
+        delay = 50.0 if self.core.busy else 250.0
+        self.world.after(delay, self._tick, life)
+
+    # --- the core ---------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        core = self.core
+        if core is None:
+            return
+        self.world.trace("gcs", "<-", event)
+        for effect in core.handle(event):
+            self._carry(effect)
+        self.cluster.checks.control_stepped(core)
+
+    def _carry(self, effect: Effect) -> None:
+        self.world.trace("gcs", "->", effect)
+        match effect:
+            case gcs_events.Send(conn, message):
+                self._send(conn, message)
+            case gcs_events.Execute(number, operation):
+                assert self._operations is not None
+                self._operations.send(
+                    self.cluster.database.execute, self, self.life, number, operation
+                )
+            case gcs_events.Probe(node_id, incarnation):
+                self._probe(node_id, incarnation)
+            case gcs_events.CloseConnection(conn):
+                session = self._sessions.get(conn)
+                if session is not None:
+                    session.down.send(self._end, conn)
+            case gcs_events.StopCluster(reason):
+                self.cluster.checks.require(False, f"the cluster was stopped: {reason}")
+            case _:
+                assert_never(effect)
+
+    def _probe(self, node_id: int, incarnation: int) -> None:
+        outcome = self.cluster.probe(node_id, incarnation)
+        delay = 1000.0 if outcome == gcs_events.SILENT else self.cluster.latency()
+        self.schedule(
+            self.life, delay, gcs_events.ProbeResult(node_id, incarnation, outcome)
+        )
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def connect(self, node: NodeShell) -> int:
+        """A node opens a stream; the number of the connection."""
+        self._conn += 1
+        conn = self._conn
+        self._sessions[conn] = _Session(node, Pipe(self.world, self.cluster.latency))
+        self.schedule(self.life, 0.0, gcs_events.NodeConnected(conn))
+        return conn
+
+    def said(self, conn: int, message: ToStore) -> None:
+        """A node's message arrived."""
+        if self.up and conn in self._sessions:
+            entropy = self.world.rng.randbytes(16) if isinstance(message, OpenJob) else b""
+            self.handle(gcs_events.FromNode(conn, message, entropy))
+
+    def _send(self, conn: int, message: FromStore) -> None:
+        session = self._sessions.get(conn)
+        if session is not None:
+            session.down.send(
+                session.node.run, session.life, session.node.store_said, conn, message
+            )
+
+    def hang_up(self, conn: int) -> None:
+        """The node's process is gone: the stream is reset."""
+        session = self._sessions.pop(conn, None)
+        if session is not None:
+            self.schedule(
+                self.life, self.cluster.latency(), gcs_events.NodeDisconnected(conn)
+            )
+
+    def _end(self, conn: int) -> None:
+        """The stream ends, for both."""
+        session = self._sessions.pop(conn, None)
+        if session is None:
+            return
+        session.down.cut()
+        node = session.node
+        node.schedule(session.life, self.cluster.latency(), node.session_lost, conn)
+        self.schedule(self.life, self.cluster.latency(), gcs_events.NodeDisconnected(conn))
+
+    def break_session(self, node: NodeShell) -> None:
+        """The stream to a node breaks; what is under way on it is lost, both ways."""
+        if node.session:
+            self.world.trace(node.name, "loses its session")
+            self._end(node.session)

@@ -1,0 +1,103 @@
+"""Which faults a seed has, and when they strike.
+
+Swarm testing (Groce et al., ISSTA'12): each seed enables a random subset, so that some seeds have much of
+one thing. A fault is scheduled by a rate; all of them stop when the drivers' programs have been given
+long enough, and everything heals.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+
+KINDS: Final = (
+    "slow_links", "cut_links", "node_crash", "node_pause", "worker_crash", "gcs_crash",
+    "session_break", "log_break", "lost_answers", "postgres_stop", "driver_break", "spill_fails",
+    "worker_fails_to_start", "slow_commits",
+)  # fmt: skip
+
+#: Mean time between two faults of a kind, milliseconds.
+INTERVALS: Final = {
+    "cut_links": 400.0, "node_crash": 500.0, "node_pause": 900.0, "worker_crash": 60.0,
+    "gcs_crash": 900.0, "session_break": 250.0, "log_break": 150.0, "postgres_stop": 900.0,
+    "driver_break": 500.0,
+}  # fmt: skip
+
+
+class Plan(Struct):
+    """The faults of a seed."""
+
+    enabled: list[str]
+    #: How many of each kind at most.
+    most: int = 6
+
+
+def draw(rng: random.Random) -> Plan:
+    """One seed in eight has none."""
+    if rng.random() < 0.125:
+        return Plan([])
+    share = rng.choice([0.1, 0.25, 0.5, 0.8])
+    return Plan([kind for kind in KINDS if rng.random() < share])
+
+
+class Faults:
+    """Strikes until ``stop``."""
+
+    def __init__(self, cluster: Cluster, plan: Plan) -> None:
+        self._cluster = cluster
+        self._rng = cluster.world.rng
+        self.plan = plan
+        self.active = True
+        self._counts: dict[str, int] = {}
+
+    def has(self, kind: str) -> bool:
+        return self.active and kind in self.plan.enabled
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether tasks that may not be repeated for ever can fail."""
+        return bool(
+            {"node_crash", "node_pause", "worker_crash", "postgres_stop", "session_break",
+             "gcs_crash", "spill_fails", "log_break", "slow_commits", "lost_answers",
+             "worker_fails_to_start", "driver_break"} & set(self.plan.enabled)
+        )  # fmt: skip
+
+    def start(self) -> None:
+        for kind in INTERVALS:
+            if kind in self.plan.enabled:
+                self._arm(kind)
+
+    def _arm(self, kind: str) -> None:
+        delay = self._rng.expovariate(1 / INTERVALS[kind])
+        self._cluster.world.after(delay, self._strike, kind)
+
+    def _strike(self, kind: str) -> None:
+        if not self.active:
+            return
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        getattr(self._cluster, f"fault_{kind}")()
+        if count < self.plan.most * (4 if kind in ("worker_crash", "log_break") else 1):
+            self._arm(kind)
+
+    def stop(self) -> None:
+        """From now on everything works."""
+        self.active = False
+
+    # what happens by chance, each time
+
+    def append_is_lost(self) -> bool:
+        return self.has("lost_answers") and self._rng.random() < 0.01
+
+    def answer_is_lost(self) -> bool:
+        return self.has("lost_answers") and self._rng.random() < 0.03
+
+    def spill_fails(self) -> bool:
+        return self.has("spill_fails") and self._rng.random() < 0.2
+
+    def worker_fails_to_start(self) -> bool:
+        return self.has("worker_fails_to_start") and self._rng.random() < 0.2

@@ -1,0 +1,605 @@
+"""The shell of a simulated node: what ``regrow.scheduler.daemon`` does, over simulated parts.
+
+A *life* is one incarnation of the process: it has a core, workers, memory and connections, and all of
+that is gone with it. Whatever was scheduled for an earlier life does not happen; what comes for a paused
+one happens when it goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, assert_never
+
+from regrow.chaos.simulation.clients import SimClient, SimDriver, SimWorker
+from regrow.chaos.simulation.world import Pipe
+from regrow.config import Config
+from regrow.gcs.operations import Append
+from regrow.messages import (
+    PROTOCOL_VERSION,
+    ClientMessage,
+    FromStore,
+    Hello,
+    Location,
+    NodeDied,
+    Nodes,
+    NodeStatus,
+    NodeView,
+    ObjectsHere,
+    PeerMessage,
+    Register,
+    Registered,
+    Resources,
+    ToStore,
+)
+from regrow.objectstore.core import StoreCore
+from regrow.objectstore.effects import DeleteFile, ObjectKey, Restore
+from regrow.objectstore.layout import digest as digest_of
+from regrow.scheduler import events
+from regrow.scheduler.core import Core, NodeSettings
+from regrow.scheduler.events import Effect, Event
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+
+
+class NodeShell:
+    """A node: down, or in one of its lives."""
+
+    def __init__(self, cluster: Cluster, slot: int, total: Resources, arena_size: int) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.slot = slot
+        self.total = total
+        self.arena_size = arena_size
+        self.config: Config = cluster.config
+        #: Counts its processes, whether or not they ever register.
+        self.life = 0
+        self.up = False
+        self.paused = False
+        self.node_id = 0
+        self.incarnation = 0
+        self.core: Core | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.core = None
+        self.incarnation = 0
+        self.paused = False
+        self._deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.memory: dict[int, tuple[ObjectKey, bytes]] = {}
+        self.files: dict[ObjectKey, bytes] = {}
+        self.spilled: dict[ObjectKey, bytes] = {}
+        self.clients: dict[int, SimClient] = {}
+        self.workers: dict[int, SimWorker] = {}
+        self._down: dict[int, Pipe] = {}
+        self._client_number = 0
+        self.views: dict[int, NodeView] = {}
+        self._peers: dict[int, tuple[NodeView, Pipe]] = {}
+        self._fetches = 0
+        self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
+        self._outbox: deque[ToStore] = deque()
+        self.session = 0
+        self._session_up: Pipe | None = None
+        self._log: Pipe | None = None
+        self._unanswered: deque[Append] = deque()
+        self._log_connection = 0
+        self._last_append = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"n{self.node_id}.{self.incarnation}"
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The process starts."""
+        if self.up:
+            return
+        self.life += 1
+        self._reset()
+        self.up = True
+        self.world.trace(f"slot{self.slot}", "starts")
+        self._connect_log()
+        self.schedule(self.life, self.cluster.latency(), self._open_session)
+
+    def crash(self) -> None:
+        """SIGKILL of the whole process group. Drivers are processes of their own."""
+        if not self.up:
+            return
+        self.world.trace(self.name, "crashes")
+        self.up = False
+        self.life += 1
+        self._end_connections()
+        self._reset()
+
+    def _end_connections(self) -> None:
+        self.cluster.node_is_down(self)
+        for number, client in list(self.clients.items()):
+            if isinstance(client, SimDriver):
+                self._down[number].send(self._lost_node, client, number)
+            else:
+                client.alive = False
+        for _, pipe in self._peers.values():
+            if self.world.rng.random() < 0.5:
+                pipe.cut()
+        if self.session:
+            self.cluster.control.hang_up(self.session)
+            self.session = 0
+        if self._session_up is not None and self.world.rng.random() < 0.5:
+            self._session_up.cut()
+        self._break_log(reconnect=False)
+
+    def _lost_node(self, driver: SimDriver, number: int) -> None:
+        if driver.number == number and driver.node is self:
+            driver.disconnected()
+
+    def pause(self) -> None:
+        """SIGSTOP of the whole process group."""
+        if self.up and not self.paused:
+            self.world.trace(self.name, "is paused")
+            self.paused = True
+
+    def resume(self) -> None:
+        if self.up and self.paused:
+            self.world.trace(self.name, "goes on")
+            self.paused = False
+            life = self.life
+            deferred, self._deferred = self._deferred, deque()
+            while deferred:
+                act, args = deferred.popleft()
+                self.run(life, act, *args)
+
+    def run(self, life: int, act: Callable[..., None], *args: Any) -> None:
+        """``act(*args)`` in this life, if it still is, and when it is not paused."""
+        if life != self.life or not self.up:
+            return
+        if self.paused:
+            self._deferred.append((act, args))
+        else:
+            act(*args)
+
+    def schedule(self, life: int, delay_ms: float, act: Callable[..., None], *args: Any) -> None:
+        self.world.after(delay_ms, self.run, life, act, *args)
+
+    # --- the core ---------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """One step of the core, and what follows from it."""
+        core = self.core
+        if core is None:
+            return
+        core.now_ms = self.world.now
+        self.world.trace(self.name, "<-", event)
+        effects = core.handle(event)
+        if effects:
+            self.carry(effects)
+        self.cluster.checks.node_stepped(self)
+
+    def carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._carry(effect)
+
+    def _carry(self, effect: Effect) -> None:  # noqa: C901 - one arm per effect
+        world, cluster = self.world, self.cluster
+        if not isinstance(effect, events.ArmFlush):
+            world.trace(self.name, "->", effect)
+        match effect:
+            case events.ToClient(client, message):
+                cluster.checks.left_to_client(self, client, message)
+                pipe = self._down.get(client)
+                if pipe is not None:
+                    pipe.send(self._deliver, self.clients[client], client, message)
+            case events.AppendBatch(number, batch):
+                append = Append(self.node_id, self.incarnation, number, batch)
+                self._last_append = world.now
+                self._unanswered.append(append)
+                if self._log is not None:
+                    self._send_append(append)
+            case events.ArmFlush():
+                self.schedule(
+                    self.life, self.config.flush_interval_ms, self.handle, events.FlushDue()
+                )
+            case events.ToPeer(node_id, message):
+                cluster.checks.left_to_peer(self, message)
+                self._to_peer(node_id, message)
+            case events.ToControlStore(message):
+                self._to_store(message)
+            case events.CloseClient(client):
+                self._close_client(client)
+            case events.StartWorker(number, _):
+                self.schedule(self.life, cluster.start_ms(), self._fork, number)
+            case events.KillWorker(number):
+                worker = self.workers.get(number)
+                if worker is not None:
+                    self.worker_dies(worker)
+            case events.MakeFile(key, _):
+                self.files[key] = b""
+            case events.FetchBytes():
+                self._fetch(effect)
+            case events.LoadBytes():
+                self.schedule(self.life, cluster.disk_ms(), self._load, effect)
+            case events.StoreBytes():
+                self.schedule(self.life, cluster.disk_ms(), self._store, effect)
+            case events.ServeBytes():
+                self._serving.pop(effect.number)(effect)
+            case events.SpillBytes():
+                self.schedule(self.life, cluster.disk_ms(), self._spill, effect)
+            case events.RestoreBytes():
+                self.schedule(self.life, cluster.disk_ms(), self._restore, effect)
+            case events.DeleteBytes(what):
+                (self.files if isinstance(what, DeleteFile) else self.spilled).pop(what.key, None)
+            case events.Restart(reason):
+                self._restart(reason)
+            case events.StopNode(reason):
+                cluster.checks.require(False, f"{self.name} stopped: {reason}")
+            case _:
+                assert_never(effect)
+
+    def _restart(self, reason: str) -> None:
+        """The daemon executes itself anew; its workers die, its clients see the end."""
+        self.world.trace(self.name, f"restarts: {reason}")
+        self.cluster.checks.restarted(self, reason)
+        self.crash()
+        self.world.after(self.cluster.start_ms(), self.start)
+
+    # --- the control store ------------------------------------------------------------------------
+
+    def _open_session(self) -> None:
+        control = self.cluster.control
+        if self.session or not control.reachable():
+            self.schedule(self.life, 100.0, self._open_session)
+            return
+        self.session = control.connect(self)
+        self._session_up = Pipe(self.world, self.cluster.latency)
+        registers = self._view() if self.core is None else self._view(self.incarnation)
+        self._session_up.send(
+            control.said, self.session, Register(PROTOCOL_VERSION, "", registers)
+        )
+        queued, self._outbox = self._outbox, deque()
+        for message in queued:
+            self._session_up.send(control.said, self.session, message)
+
+    def _view(self, incarnation: int = 0) -> NodeView:
+        return NodeView(
+            self.node_id, incarnation, f"host{self.slot}", self.life, f"sock{self.slot}", self.total,
+            self.total, 0, {}, True, self.slot == 0, f"host{self.slot}", self.arena_size,
+        )  # fmt: skip
+
+    def _to_store(self, message: ToStore) -> None:
+        if self.session and self._session_up is not None:
+            self._session_up.send(self.cluster.control.said, self.session, message)
+        elif not isinstance(message, NodeStatus | ObjectsHere):
+            self._outbox.append(message)
+
+    def store_said(self, session: int, message: FromStore) -> None:
+        """From the control store, over a session."""
+        if session != self.session:
+            return
+        if self.core is None:
+            if isinstance(message, Registered):
+                self._registered(message)
+            return
+        if isinstance(message, Nodes | Registered):
+            self._update_views(message.nodes)
+        elif isinstance(message, NodeDied):
+            view = self.views.get(message.node_id)
+            if view is not None and view.incarnation == message.incarnation:
+                del self.views[message.node_id]
+            self._end_link(message.node_id, message.incarnation)
+        self.handle(events.StoreSaid(message))
+
+    def session_lost(self, session: int) -> None:
+        """The stream broke."""
+        if session != self.session:
+            return
+        self.session = 0
+        if self._session_up is not None:
+            self._session_up.cut()
+        self.handle(events.StoreLost())
+        self.schedule(self.life, self.world.rng.uniform(50, 200), self._open_session)
+
+    def _registered(self, message: Registered) -> None:
+        self.node_id, self.incarnation = message.node_id, message.incarnation
+        settings = NodeSettings(
+            node_id=message.node_id,
+            incarnation=message.incarnation,
+            total=self.total,
+            arena_size=self.arena_size,
+            arena_path="",
+            storage=message.storage,
+            home="",
+            prestart=1,
+        )
+        store = StoreCore(self.arena_size, None)
+        self.core = self.cluster.mutation.core(
+            settings, self.config, store, lambda key: f"{key[0].hex()}-{key[1]}"
+        )
+        self.core.now_ms = self.world.now
+        self.cluster.checks.node_begins(self)
+        self.carry(self.core.start())
+        self._update_views(message.nodes)
+        self.handle(events.StoreSaid(message))
+        self._tick(self.life)
+        self._renew(self.life)
+
+    def _tick(self, life: int) -> None:
+        if life != self.life or self.core is None:
+            return
+        self.handle(events.Tick(self.world.now))
+        busy = self.core is not None and bool(self.core.tasks.tasks)
+        self.schedule(life, 20.0 if busy else 200.0, self._tick, life)
+
+    def _renew(self, life: int) -> None:
+        if life != self.life or self.core is None:
+            return
+        interval_ms = self.config.renew_interval_s * 1000
+        if self.world.now - self._last_append >= interval_ms:
+            self.carry(self.core.renew())
+        self.schedule(life, interval_ms, self._renew, life)
+
+    # --- Postgres ---------------------------------------------------------------------------------
+
+    def _connect_log(self) -> None:
+        self._log_connection += 1
+        self._log = Pipe(self.world, self.cluster.database_ms)
+        for append in self._unanswered:
+            self._send_append(append)
+
+    def _send_append(self, append: Append) -> None:
+        assert self._log is not None
+        self._log.send(self.cluster.database.append, self, self.life, self._log_connection, append)
+
+    def appended(self, connection: int, append: Append, verdict: str, detail: str) -> None:
+        """Postgres answered."""
+        if connection != self._log_connection:
+            return
+        first = self._unanswered.popleft()
+        assert first.number == append.number, "answers come in order"
+        self.handle(events.Appended(append.number, verdict, detail))
+
+    def break_log(self) -> None:
+        """The connection to Postgres breaks."""
+        if self.up:
+            self.world.trace(self.name, "loses its connection to Postgres")
+            self._break_log(reconnect=True)
+
+    def _break_log(self, reconnect: bool) -> None:
+        # What Postgres had received already is carried out; its answers are lost.
+        if self._log is not None and self.world.rng.random() < 0.5:
+            self._log.cut()
+        self._log = None
+        self._log_connection += 1
+        if reconnect:
+            self.schedule(self.life, self.world.rng.uniform(50, 400), self._connect_log)
+
+    # --- peers ------------------------------------------------------------------------------------
+
+    def _update_views(self, views: list[NodeView]) -> None:
+        self.views = {view.node_id: view for view in views if view.alive}
+        for node_id, (view, _) in list(self._peers.items()):
+            now = self.views.get(node_id)
+            if now is None or now.incarnation != view.incarnation:
+                self._end_link(node_id, view.incarnation)
+
+    def _end_link(self, node_id: int, incarnation: int) -> None:
+        link = self._peers.get(node_id)
+        if link is not None and link[0].incarnation == incarnation:
+            del self._peers[node_id]
+            if self.world.rng.random() < 0.5:
+                link[1].cut()
+
+    def _to_peer(self, node_id: int, message: PeerMessage) -> None:
+        link = self._peers.get(node_id)
+        if link is None:
+            view = self.views.get(node_id)
+            if view is None:
+                return
+            link = self._peers[node_id] = view, Pipe(self.world, self.cluster.latency)
+            self._dial(self.life, view)
+        view, pipe = link
+        until = self.cluster.cut_until(self.slot, node_id)
+        if until:
+            pipe.hold_until(until)
+        pipe.send(
+            self.cluster.to_peer, self.node_id, self.incarnation, view.node_id, view.incarnation,
+            message,
+        )  # fmt: skip
+
+    def _dial(self, life: int, view: NodeView) -> None:
+        """As long as there is a link to a peer that is gone, dialling it is refused."""
+        link = self._peers.get(view.node_id)
+        if life != self.life or link is None or link[0] is not view:
+            return
+        if not self.cluster.lives(view.node_id, view.incarnation):
+            self.handle(events.PeerLost(view.node_id, view.incarnation, refused=True))
+            self.schedule(life, 200.0, self._dial, life, view)
+
+    def peer_is_down(self, node_id: int, incarnation: int) -> None:
+        """A connection was reset."""
+        link = self._peers.get(node_id)
+        if link is not None and link[0].incarnation == incarnation:
+            self._dial(self.life, link[0])
+
+    def peer_said(self, node_id: int, message: PeerMessage) -> None:
+        self.handle(events.PeerSaid(node_id, message))
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def connect(self, client: SimClient, hello: Hello) -> int:
+        """A client connects; its number."""
+        self._client_number += 1
+        number = self._client_number
+        self.clients[number] = client
+        self._down[number] = Pipe(self.world, self.cluster.local_ms)
+        client.up = Pipe(self.world, self.cluster.local_ms)
+        client.number = number
+        client.up.send(self.run, self.life, self.handle, events.ClientArrived(number, hello))
+        return number
+
+    def client_said(self, life: int, number: int, message: ClientMessage) -> None:
+        self.run(life, self._client_said, number, message)
+
+    def _client_said(self, number: int, message: ClientMessage) -> None:
+        if number in self.clients:
+            self.handle(events.ClientSaid(number, message))
+
+    def _deliver(self, client: SimClient, number: int, message: Any) -> None:
+        if isinstance(client, SimWorker):
+            self.run(client.life, self._to_worker, client, message)
+        elif client.node is self and client.number == number:
+            client.receive(message)
+
+    def _to_worker(self, worker: SimWorker, message: Any) -> None:
+        if worker.alive:
+            worker.receive(message)
+
+    def client_leaves(self, client: SimClient) -> None:
+        """The client closes its connection; what it said before arrives first."""
+        assert client.up is not None
+        client.up.send(self.run, self.life, self._client_gone, client.number)
+
+    def _client_gone(self, number: int) -> None:
+        if self.clients.pop(number, None) is not None:
+            del self._down[number]
+            self.handle(events.ClientGone(number))
+
+    def _close_client(self, number: int) -> None:
+        client = self.clients.get(number)
+        if client is None:
+            return
+        if isinstance(client, SimWorker):
+            self.worker_dies(client)
+        else:
+            assert isinstance(client, SimDriver)
+            self._down[number].send(self._lost_node, client, number)
+            self.client_leaves(client)
+
+    def break_client(self, driver: SimDriver) -> None:
+        """A driver's connection breaks, or its node does not answer."""
+        self._down[driver.number].cut()
+        self.client_leaves(driver)
+        driver.disconnected()
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    def _fork(self, number: int) -> None:
+        if self.cluster.faults.worker_fails_to_start():
+            self.handle(events.WorkerExited(number, 9))
+            return
+        worker = self.workers[number] = SimWorker(self.cluster, self, number)
+        worker.number = self.connect(worker, worker.hello())
+
+    def worker_dies(self, worker: SimWorker) -> None:
+        """SIGKILL, or its own end. What it had said is read first."""
+        if not worker.alive:
+            return
+        worker.alive = False
+        self.workers.pop(worker.worker, None)
+        self._down[worker.number].cut()
+        self.client_leaves(worker)
+        assert worker.up is not None
+        worker.up.send(self.run, self.life, self._worker_exited, worker.worker)
+
+    def _worker_exited(self, number: int) -> None:
+        self.handle(events.WorkerExited(number, 9))
+
+    # --- bytes ------------------------------------------------------------------------------------
+
+    def write(self, location: Location, data: bytes) -> None:
+        """A client writes an object into its room."""
+        key = (location.object_id, location.attempt)
+        self._write(key, -1 if location.path else location.offset, data)
+
+    def _write(self, key: ObjectKey, offset: int, data: bytes) -> None:
+        if offset < 0:
+            self.files[key] = data
+        else:
+            self.memory[offset] = key, data
+
+    def read(self, location: Location) -> bytes:
+        """What a client finds where it was told to look."""
+        key = (location.object_id, location.attempt)
+        return self._read(key, -1 if location.path else location.offset)
+
+    def _read(self, key: ObjectKey, offset: int) -> bytes:
+        if offset < 0:
+            self.cluster.checks.require(key in self.files, "a file that is not there was read")
+            return self.files[key]
+        found = self.memory.get(offset)
+        self.cluster.checks.require(
+            found is not None and found[0] == key,
+            f"{self.name}: {key[0].hex()} is not where it was said to be",
+        )
+        assert found is not None
+        return found[1]
+
+    def _fetch(self, effect: events.FetchBytes) -> None:
+        self._fetches += 1
+        view = self.views.get(effect.node_id)
+        delay = self.cluster.latency()
+        if view is None:
+            self.schedule(self.life, delay, self._fetched, effect, None)
+            return
+        until = self.cluster.cut_until(self.slot, view.node_id)
+        self.world.at(
+            max(self.world.now + delay, until),
+            self.cluster.fetch, self, self.life, view.node_id, view.incarnation, effect,
+        )  # fmt: skip
+
+    def asked_for_bytes(
+        self, asker: int, object_id: bytes, answer: Callable[[bytes | None], None]
+    ) -> None:
+        """A peer wants bytes."""
+        self._fetches += 1
+        number, life = self._fetches, self.life
+
+        def served(effect: events.ServeBytes) -> None:
+            if effect.offset == -2:
+                answer(None)
+                return
+            data = self._read(effect.key, effect.offset)
+            self.cluster.checks.left_bytes(self, object_id, data)
+            answer(data)
+            self.schedule(
+                life, self.cluster.latency(), self.handle, events.BytesServed(number)
+            )
+
+        self._serving[number] = served
+        self.handle(events.FetchAsked(number, asker, object_id))
+
+    def fetch_ended(self, life: int, effect: events.FetchBytes, data: bytes | None) -> None:
+        self.run(life, self._fetched, effect, data)
+
+    def _fetched(self, effect: events.FetchBytes, data: bytes | None) -> None:
+        ok = data is not None and (not effect.digest or digest_of(data) == effect.digest)
+        if data is not None:
+            self._write(effect.key, effect.offset, data)
+        self.handle(events.Fetched(effect.key, ok))
+
+    def _load(self, effect: events.LoadBytes) -> None:
+        data = self.cluster.storage.get(effect.path)
+        if data is not None:
+            self._write(effect.key, effect.offset, data)
+        self.handle(events.Fetched(effect.key, data is not None))
+
+    def _store(self, effect: events.StoreBytes) -> None:
+        path = f"storage/{effect.key[0].hex()}"
+        self.cluster.storage[path] = self._read(effect.key, effect.offset)
+        self.handle(events.Stored(effect.key[0], path))
+
+    def _spill(self, effect: events.SpillBytes) -> None:
+        spill = effect.spill
+        ok = not self.cluster.faults.spill_fails()
+        if ok:
+            self.spilled[spill.key] = self._read(spill.key, spill.offset)
+        self.handle(events.Spilled(spill.key, ok))
+
+    def _restore(self, effect: events.RestoreBytes) -> None:
+        restore = effect.restore
+        data = self.spilled.get(restore.key)
+        ok = data is not None and not self.cluster.faults.spill_fails()
+        if ok and data is not None:
+            offset = restore.offset if isinstance(restore, Restore) else -1
+            self._write(restore.key, offset, data)
+        self.handle(events.Restored(restore.key, ok))
