@@ -421,7 +421,7 @@ class Client:
     def give_up(self, failure: RayError) -> None:
         """There is no node any more: everything that waits fails."""
         self.link.fail(failure)
-        self.refs.fail_all(SystemFailure("connection", str(failure)))
+        self.refs.fail_all(SystemFailure(ClusterConnectionError.code, str(failure)))
         for request in list(self._requests.values()):
             request.done.set()
 
@@ -452,6 +452,8 @@ def as_error(failure: SystemFailure) -> Exception:
     """The exception for what the system reports."""
     if failure.code in _NAME_ERRORS:
         return ValueError(failure.message)
+    if failure.code == ClusterConnectionError.code:  # ours: see ``give_up``
+        return ClusterConnectionError(failure.message)
     kind = BY_CODE.get(failure.code)
     if kind is None:
         return RaySystemError(f"{failure.code}: {failure.message}")

@@ -106,7 +106,7 @@ class FakeNode:
         with self._news:
             assert self._news.wait_for(lambda: self._client is not None, TIMEOUT_S)
         assert self._client is not None
-        with self._sending:
+        with self._sending, contextlib.suppress(OSError):  # the client may have left
             self._client.sendall(frame(encode(message)))
 
     def settle(self, object_id: bytes, value: Any) -> None:
