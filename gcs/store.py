@@ -34,6 +34,8 @@ CONNECTION_DEFAULTS: Final = {
     "tcp_user_timeout": 10_000,
 }
 RETRY_FOR_S: Final = 5.0
+#: The application_name of this process's connections, by which a successor finds and ends them.
+SESSION: Final = f"regrow-gcs-{secrets.token_hex(8)}"
 #: Serialization failure, deadlock: nothing was written.
 _ROLLED_BACK: Final = ("40001", "40P01")
 
@@ -77,10 +79,9 @@ _STAMPED: Final[dict[type, Callable[..., ops.NodeFenced]]] = {
 class PostgresStore:
     """See the module. ``url`` as libpq or SQLAlchemy takes it."""
 
-    def __init__(self, url: str, connections: int = 4) -> None:
+    def __init__(self, url: str, connections: int = 4, session: str = SESSION) -> None:
         place = libpq_url(url)
-        #: By this name a successor finds our connections, to end them.
-        self.session = f"regrow-gcs-{secrets.token_hex(8)}"
+        self.session = session
         given = conninfo_to_dict(place)
         settings = {k: v for k, v in CONNECTION_DEFAULTS.items() if k not in given}
         self._conninfo = make_conninfo(place, **settings, application_name=self.session)

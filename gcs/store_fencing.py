@@ -11,17 +11,14 @@ operation whose answer was lost can be sent again and answers with what the firs
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
 
 from msgspec import Raw
 
 from regrow.gcs.operations import Fence, GivenRows, NodeFenced, NodeLeft, ReadGiven, Sweep
 from regrow.gcs.store_jobs import functions_of
 from regrow.gcs.store_session import Connection, Row, run
-from regrow.messages import HeldTask, SystemFailure, encode
-
-#: Why actors are dead whose node is.
-ACTOR_LOST: Final = encode(SystemFailure("actor_died", "the actor died with its node"))
+from regrow.gcs.store_values import ACTOR_LOST, LEFT
+from regrow.messages import HeldTask, encode
 
 _NOW = "SELECT regrow.now()"
 _FENCE = """
@@ -99,7 +96,7 @@ def fence(connection: Connection, op: Fence, at: datetime) -> NodeFenced:
 
 
 def node_left(connection: Connection, op: NodeLeft, at: datetime) -> NodeFenced:
-    return _end(connection, op, "it stopped in good order", False, at, attempts=0)
+    return _end(connection, op, LEFT, False, at, attempts=0)
 
 
 def sweep(connection: Connection, op: Sweep, at: datetime) -> NodeFenced:
@@ -137,7 +134,7 @@ def _reap(connection: Connection, heirs: Heirs, at: datetime, attempts: int) -> 
         at=at,
         attempts=attempts,
     )
-    run(connection, _BURY_ACTORS, at=at, error=ACTOR_LOST)
+    run(connection, _BURY_ACTORS, at=at, error=encode(ACTOR_LOST))
     run(connection, _CLOSE_REBUILDS, at=at)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from regrow.gcs.operations import (
     ActorRow,
     CreateJob,
@@ -20,12 +18,9 @@ from regrow.gcs.operations import (
     ReserveActorName,
 )
 from regrow.gcs.store_session import Connection, Row, Rows, run
+from regrow.gcs.store_values import CANCELLED, JOB_ENDED, constructor_raised
 from regrow.ids import driver_task_id
 from regrow.messages import FunctionDef, SystemFailure, encode, failure_decoder
-
-JOB_ENDED: Final = encode(SystemFailure("actor_died", "the actor's job has ended"))
-#: The status of a cancelled task in the log.
-CANCELLED: Final = 4
 
 # --- jobs -----------------------------------------------------------------------------------------
 
@@ -97,7 +92,7 @@ def end_job(connection: Connection, op: EndJob) -> Done:
     rows = run(connection, _END_JOB, job=op.job, status=op.status)
     if rows:
         run(connection, _CANCEL_TASKS, part=rows[0].part, job=op.job)
-        run(connection, _END_ACTORS, job=op.job, error=JOB_ENDED)
+        run(connection, _END_ACTORS, job=op.job, error=encode(JOB_ENDED))
         run(connection, _END_REBUILDS, part=rows[0].part, job=op.job)
     return Done()
 
@@ -219,5 +214,5 @@ def _creation_error(creation: Row) -> SystemFailure | None:
     if creation.failure is not None:
         return failure_decoder.decode(creation.failure)
     if creation.status == CANCELLED:
-        return failure_decoder.decode(JOB_ENDED)
-    return SystemFailure("actor_died", f"the actor's constructor raised {creation.error}")
+        return JOB_ENDED
+    return constructor_raised(creation.error)

@@ -6,7 +6,6 @@ Who leads and whose lease has expired is judged by Postgres's clock (``regrow.no
 from __future__ import annotations
 
 import json
-from typing import Final
 
 from regrow.gcs.operations import (
     Done,
@@ -22,10 +21,8 @@ from regrow.gcs.operations import (
     WriteEvent,
 )
 from regrow.gcs.store_session import Connection, Row, run
+from regrow.gcs.store_values import CAME_BACK
 from regrow.messages import NodeView
-
-#: Why a node's incarnation ended when the node came back.
-CAME_BACK: Final = "it came back as a new incarnation"
 
 # --- leadership -----------------------------------------------------------------------------------
 

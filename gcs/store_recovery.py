@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from regrow.gcs.operations import (
     GrantRebuilds,
     Lineage,
@@ -17,23 +15,18 @@ from regrow.gcs.operations import (
     TaskRows,
 )
 from regrow.gcs.store_fencing import held_task
-from regrow.gcs.store_jobs import CANCELLED, functions_of
+from regrow.gcs.store_jobs import functions_of
 from regrow.gcs.store_session import Connection, Row, run
+from regrow.gcs.store_values import CANCELLED, cancelled_value, outward
 from regrow.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, is_put, object_id, producer
 from regrow.messages import (
     OK,
     PENDING,
-    SYSTEM_ERROR,
     TASK,
     HeldTask,
-    SystemFailure,
     TaskState,
     Value,
-    encode,
 )
-
-#: The value of every object of a cancelled task.
-CANCELLED_VALUE: Final = encode(SystemFailure("cancelled", "the task was cancelled: its job ended"))
 
 _TASKS = """
 SELECT t.task_id, t.status, t.kind, t.num_returns, t.max_retries, t.result, t.result_digest,
@@ -88,18 +81,13 @@ def _task_state(task_id: bytes, row: Row | None, objects: dict[bytes, Row]) -> T
         return TaskState(task_id, True, PENDING, row.holder)
     wanted = [object_id(task_id, index) for index in range(row.num_returns)]
     values = [value for oid in wanted if (value := _value(oid, row, objects)) is not None]
-    return TaskState(task_id, True, _status(row), values=values)
-
-
-def _status(row: Row) -> int:
-    status: int = row.status
-    return SYSTEM_ERROR if status == CANCELLED else status
+    return TaskState(task_id, True, outward(row.status), values=values)
 
 
 def _value(oid: bytes, row: Row, objects: dict[bytes, Row]) -> Value | None:
     """A return of a finished task; all of them share an error. None: it has no such return."""
     if row.status == CANCELLED:
-        return Value(oid, SYSTEM_ERROR, len(CANCELLED_VALUE), CANCELLED_VALUE)
+        return cancelled_value(oid)
     if int.from_bytes(oid[TASK_ID_SIZE:], "big") >= row.num_returns:
         return None
     if row.status == OK and oid != object_id(row.task_id, 0):
@@ -163,7 +151,7 @@ def _return(oid: bytes, row: Row | None, objects: dict[bytes, Row], stored: str)
     return ObjectRow(
         oid,
         True,
-        _status(row),
+        outward(row.status),
         row.holder if row.status == PENDING else 0,
         value,
         stored,
@@ -202,7 +190,11 @@ def read_lineage(connection: Connection, op: ReadLineage) -> Lineage:
         for index in range(1, row.num_returns)
     }
     objects = _by_id(connection, _OBJECTS, further)
-    complete = all(maker is None or maker in read for row in rows for maker in row.makers or ())
+    # Makers that are not read beyond the last level are not in the log, or there was a limit.
+    ended = not rows or (rows[-1].level + 1 < op.depth and len(rows) < op.limit)
+    complete = ended or all(
+        maker is None or maker in read for row in rows for maker in row.makers or ()
+    )
     return Lineage([_lineage_task(row, objects) for row in rows], complete)
 
 
@@ -211,7 +203,7 @@ def _lineage_task(row: Row, objects: dict[bytes, Row]) -> LineageTask:
     paths = zip(needs, row.paths or (), strict=True)
     return LineageTask(
         row.task_id,
-        SYSTEM_ERROR if row.status == CANCELLED else row.status,
+        outward(row.status),
         row.kind,
         row.max_retries,
         needs,

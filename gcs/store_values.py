@@ -1,0 +1,33 @@
+"""What every store writes or answers in the same words, whatever it is made of."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from regrow.messages import SYSTEM_ERROR, SystemFailure, Value, encode
+
+#: The status of a cancelled task in the log; elsewhere it counts as a SYSTEM_ERROR.
+CANCELLED: Final = 4
+#: Why a node's incarnation ended ...
+CAME_BACK: Final = "it came back as a new incarnation"
+LEFT: Final = "it stopped in good order"
+#: ... and why an actor did.
+JOB_ENDED: Final = SystemFailure("actor_died", "the actor's job has ended")
+ACTOR_LOST: Final = SystemFailure("actor_died", "the actor died with its node")
+
+_CANCELLED: Final = encode(SystemFailure("cancelled", "the task was cancelled: its job ended"))
+
+
+def cancelled_value(object_id: bytes) -> Value:
+    """The value of an object of a cancelled task."""
+    return Value(object_id, SYSTEM_ERROR, len(_CANCELLED), _CANCELLED)
+
+
+def outward(status: int) -> int:
+    """A status of the log as messages have it."""
+    return SYSTEM_ERROR if status == CANCELLED else status
+
+
+def constructor_raised(error: str) -> SystemFailure:
+    """Why an actor is dead whose creation failed; ``error`` is the exception's type."""
+    return SystemFailure("actor_died", f"the actor's constructor raised {error or 'an exception'}")
