@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def start(asked: Asked) -> None:
             "give either --head, for a new cluster, or --address, to join one", param_hint="start"
         )
     postgres = _postgres(asked)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as SIGINT: end what was started so far
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if asked.head:
         _start_head(asked, postgres)
     else:
@@ -148,13 +151,14 @@ def _start_head(asked: Asked, postgres: str | None) -> None:
         options=asked.options,
         port=asked.port,
     )
+    stopping = _asked_to_stop() if asked.block else None
     kind = "the server you named" if postgres else "embedded Postgres"
     print(f"A cluster runs in {home}, its log in {kind}.")
     print("  use it:      regrow.init() in a program; regrow status, list, sql here")
     print(f"  add a node:  regrow start --address {home}")
     print("  stop it:     regrow stop", flush=True)
-    if asked.block and session.daemon is not None:
-        _block(session.daemon)
+    if stopping is not None and session.daemon is not None:
+        _block(session.daemon, stopping)
         _bootstrap.stop(home)
 
 
@@ -177,17 +181,23 @@ def _join(asked: Asked, postgres: str | None) -> None:
         _bootstrap.connect_remote(home, gcs_address, postgres)
     daemon = _bootstrap.start_node(home, asked.options)
     node = _bootstrap.await_node(home, daemon)
+    stopping = _asked_to_stop() if asked.block else None
     print(f"Node {node.node_id} has joined the cluster in {home}.", flush=True)
-    if asked.block:
-        _block(daemon)
+    if stopping is not None:
+        _block(daemon, stopping)
         _daemons.end([daemon.pid], GRACE_S)
 
 
-def _block(daemon: NodeDaemon) -> None:
-    """Until the node ends or this process is asked to."""
-    asked_to_stop = threading.Event()
+def _asked_to_stop() -> threading.Event:
+    """From now on a signal to stop sets this."""
+    asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: asked_to_stop.set())
+        signal.signal(number, lambda *_: asked.set())
+    return asked
+
+
+def _block(daemon: NodeDaemon, asked_to_stop: threading.Event) -> None:
+    """Until the node ends or this process is asked to."""
     while not asked_to_stop.wait(0.2):
         if daemon.process.poll() is not None:
             print(f"The node has ended; its log is {daemon.log}.", flush=True)

@@ -36,8 +36,8 @@ import msgspec
 from regrow.exceptions import ClusterConnectionError
 
 TOKEN_BYTES = 32
-#: Logs of nodes other than the head's that are kept.
-NODE_LOGS_KEPT = 20
+#: Logs that are kept besides those of the control store and the head: of nodes and workers.
+LOGS_KEPT = 500
 MAX_LOG_BYTES = 8 << 20
 CONNECT_TIMEOUT_S = 2.0
 POLL_INTERVAL_S = 0.02
@@ -309,16 +309,17 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def log_path(home: Path, name: str) -> Path:
-    """The log of the daemon ``name``; a large one is set aside, and old ones of nodes deleted."""
+    """The log of the daemon ``name``; a large one is set aside, and the oldest others deleted."""
     folder = home / "logs"
     path = folder / f"{name}.log"
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
-    others = (p for p in folder.glob("node-*.log") if p.name != "node-head.log")
-    aged = sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in aged[NODE_LOGS_KEPT:]:
-        old.unlink(missing_ok=True)
+    with os.scandir(folder) as entries:
+        others = [e for e in entries if e.name not in ("gcs.log", "node-head.log")]
+        others.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for old in others[LOGS_KEPT:]:
+        os.unlink(old)
     return path
 
 

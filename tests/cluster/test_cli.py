@@ -317,7 +317,7 @@ class TestARun:
         assert len(tasks) == 50
         assert {task["state"] for task in tasks} == {"FINISHED"}
         (failed,) = shell.json("regrow list tasks --filter state=failed --json")
-        assert (failed["name"], failed["error"]) == ("fail", "ValueError")
+        assert (failed["name"], failed["error"]) == ("fail", "task_error")
         others = "--filter name!=double --filter state=finished --limit 1"
         assert len(shell.json(f"regrow list tasks {others} --json")) == 1
         (actor,) = shell.json("regrow list actors --json")
