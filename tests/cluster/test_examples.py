@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import pytest
 
 import regrow as ray
@@ -43,12 +44,10 @@ def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     # Workers cannot import a module loaded from a path, so its functions travel by value.
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(module)
     sys.modules[module.__name__] = module
+    cloudpickle.register_pickle_by_value(module)
+    spec.loader.exec_module(module)
     return module
 
 
