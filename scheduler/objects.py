@@ -215,8 +215,7 @@ class ObjectTable:
                 core.tasks.value_arrived(task)
         if entry.wanted_here:
             self.need_bytes(entry)
-        if not entry.held:
-            self._free(entry)
+        self.free_unheld(entry)  # a dependent that ended at once may have been the last holder
 
     def need_value(self, entry: Entry) -> None:
         """Somebody waits for the value: sees to it that it will come."""

@@ -1,11 +1,11 @@
 """Tasks on a node, from submission to result.
 
-    WAITING   for the values of its arguments            -> FETCHING, REMOTE, QUEUED; done (an
-    error) FETCHING  for bytes, its function, or a lookup       -> QUEUED
-    QUEUED    for resources and a worker                 -> RUNNING, REMOTE
-    RUNNING   given to a worker                          -> done; QUEUED (returned, retried)
-    REMOTE    its holder is another node                 -> done; WAITING (given to us by the
-    control store)
+    WAITING   for the values of its arguments       -> FETCHING, REMOTE, QUEUED; done (an error)
+    FETCHING  for bytes, its function, or a lookup  -> QUEUED
+    QUEUED    for resources and a worker            -> RUNNING, REMOTE
+    RUNNING   given to a worker                     -> done; QUEUED (returned, retried); STORING
+    STORING   done; large results go to storage     -> done
+    REMOTE    its holder is another node            -> done; WAITING (the control store gave it to us)
 
 A task whose attempt is not the first, or that runs again for its lost objects (a *rebuild*), is
 *replayed*: what it submits is looked up in the log before it is started.
@@ -13,6 +13,7 @@ A task whose attempt is not the first, or that runs again for its lost objects (
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,7 @@ FETCHING: Final = 1
 QUEUED: Final = 2
 RUNNING: Final = 3
 REMOTE: Final = 4
+STORING: Final = 5
 
 
 class Task:
@@ -119,6 +121,8 @@ class TaskTable:
         self._without_function: dict[bytes, list[Task]] = {}
         self.infeasible: dict[bytes, Task] = {}
         self._restoring: dict[bytes, list[Task]] = {}
+        #: Whose last argument is known, and that are to go on; the first one is at it.
+        self._arrived: deque[Task] = deque()
 
     # --- arrival ----------------------------------------------------------------------------------
 
@@ -339,8 +343,17 @@ class TaskTable:
 
     def value_arrived(self, task: Task) -> None:
         task.missing -= 1
-        if not task.missing and task.state == WAITING:
-            self._known(task, queued_call=True)
+        if task.missing or task.state != WAITING:
+            return
+        # A task that fails with its argument is the argument of others: a queue, not a recursion.
+        self._arrived.append(task)
+        if len(self._arrived) > 1:
+            return
+        while self._arrived:
+            task = self._arrived[0]
+            if self.tasks.get(task.header.task_id) is task and not task.missing:
+                self._known(task, queued_call=True)
+            self._arrived.popleft()
 
     def _known(self, task: Task, queued_call: bool = False) -> None:
         """Every argument has a value: the task is placed, or fails with the argument's error."""
@@ -574,12 +587,14 @@ class TaskTable:
     def _store_first(self, task: Task, done: TaskDone) -> None:
         """A large result that could not be made again is stored before it is released."""
         core = self._core
+        task.state = STORING
+        task.worker = None
         left = 0
 
         def stored(path: str) -> None:
             nonlocal left
             left -= 1
-            if not left:
+            if not left and self.tasks.get(task.header.task_id) is task:
                 self.complete(task, done.status, done.returns, done.duration_us)
 
         large = [i for i, returned in enumerate(done.returns) if returned.data is None]

@@ -51,7 +51,8 @@ class Transport:
         self._serving: dict[int, ObjectKey] = {}
         #: Clients whose ``Create`` is not answered yet.
         self._creating: dict[ObjectKey, int] = {}
-        self._storing: dict[bytes, Callable[[str], None]] = {}
+        #: What is being written to storage, and who is told.
+        self._storing: dict[bytes, tuple[ObjectKey, Callable[[str], None]]] = {}
         self._reported: dict[bytes, int] = {}
         self._added: list[tuple[bytes, int]] = []
         self._removed: list[bytes] = []
@@ -261,19 +262,16 @@ class Transport:
         if location is None or entry.object_id in self._storing:
             then("")
             return
-        self._storing[entry.object_id] = then
+        self._storing[entry.object_id] = key, then
         self._core.emit(events.StoreBytes(key, self._offset(location), location.size))
 
     def stored(self, event: events.Stored) -> None:
-        then = self._storing.pop(event.object_id)
+        key, then = self._storing.pop(event.object_id)
+        self.unpin(NODE, [key])
         entry = self._core.objects.entries.get(event.object_id)
-        if entry is not None:
-            if event.path:
-                entry.stored = event.path
-            if entry.key is not None:
-                self.unpin(NODE, [entry.key])
-                if event.path:
-                    self._carry(self.store.set_droppable(entry.key, True))
+        if entry is not None and event.path:
+            entry.stored = event.path
+            self._carry(self.store.set_droppable(key, True))
         if event.path:
             self._core.journal.stored(event.object_id, event.path)
         then(event.path)

@@ -60,10 +60,10 @@ class Database:
         if faults.answer_is_lost():
             node.run(life, node.break_log)
             return
-        self.world.after(
-            self.cluster.latency(), node.run, life, node.appended, connection, append,
-            result.verdict, result.detail,
-        )  # fmt: skip
+        if node.answers is not None:
+            node.answers.send(
+                node.run, life, node.appended, connection, append, result.verdict, result.detail
+            )
 
     def execute(self, control: ControlShell, life: int, number: int, operation: Operation) -> None:
         """An operation of the control store arrived."""

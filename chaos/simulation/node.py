@@ -82,6 +82,7 @@ class NodeShell:
         self.session = 0
         self._session_up: Pipe | None = None
         self._log: Pipe | None = None
+        self.answers: Pipe | None = None
         self._unanswered: deque[Append] = deque()
         self._log_connection = 0
         self._last_append = 0.0
@@ -343,6 +344,7 @@ class NodeShell:
     def _connect_log(self) -> None:
         self._log_connection += 1
         self._log = Pipe(self.world, self.cluster.database_ms)
+        self.answers = Pipe(self.world, self.cluster.latency)
         for append in self._unanswered:
             self._send_append(append)
 
