@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 
 from regrow import _bootstrap, _daemons, _home
 from regrow.exceptions import ClusterConnectionError, UnsupportedOptionError
+from regrow.gcs import embedded
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> None:
@@ -305,3 +307,155 @@ class TestStale:
         assert _daemons.session_members([dead.pid, living.pid, store.pid]) == []
         assert not runtime.exists()
         assert not _bootstrap.stop(made).anything
+
+
+JOIN = """
+import os, sys
+from regrow import _bootstrap
+session = _bootstrap.attach()
+print(session.started, session.node_socket, flush=True)
+sys.stdin.readline()
+if "kill" in sys.argv:
+    os.kill(os.getpid(), 9)
+session.close()
+"""
+
+
+@pytest.fixture
+def drivers(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that join the home's cluster (as drivers that never say so to a node)."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", JOIN, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
+    _bootstrap.stop(home)
+    if (home / "postgres").exists():
+        embedded.destroy(home / "postgres")
+
+
+def joined(process: subprocess.Popen[str]) -> tuple[bool, str]:
+    """Whether this driver started the cluster, and its node's socket."""
+    assert process.stdout is not None
+    started, path = process.stdout.readline().split()
+    return started == "True", path
+
+
+def leave(process: subprocess.Popen[str]) -> None:
+    process.communicate("\n", timeout=30)
+
+
+class TestRealClusters:
+    def test_of_racing_starters_one_starts_and_the_others_join(
+        self, home: Path, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        processes = [drivers() for _ in range(3)]
+        answers = [joined(process) for process in processes]
+        assert sorted(started for started, _ in answers) == [False, False, True]
+        assert len({path for _, path in answers}) == 1
+        assert len(_daemons.find(home)) == 2
+        for process in processes[:2]:
+            leave(process)
+        assert len(_daemons.find(home)) == 2
+        leave(processes[2])
+        assert _daemons.find(home) == []
+        assert not _home.runtime_directory(home).exists()
+        assert embedded.status(home / "postgres") is None
+
+    def test_the_cluster_of_a_killed_driver_is_replaced(
+        self, home: Path, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        first = drivers("kill")
+        assert joined(first)[0]
+        before = {found.pid for found in _daemons.find(home)}
+        leave(first)
+        second = drivers()
+        assert joined(second)[0]
+        after = {found.pid for found in _daemons.find(home)}
+        assert len(after) == 2
+        assert before.isdisjoint(after)
+        leave(second)
+
+    def test_after_a_power_cut_a_new_one_starts_on_the_same_data(
+        self, home: Path, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        session = _bootstrap.start_head(home, options=_daemons.NodeOptions(num_cpus=1))
+        assert session.local_sockets() == [session.node_socket]
+        server = embedded.status(home / "postgres")
+        assert server is not None
+        pids = [found.pid for found in _daemons.find(home)]
+        os.kill(server.pid, signal.SIGKILL)
+        _daemons.kill_sessions(pids)
+        assert (home / "gcs.json").exists()
+        assert session.local_sockets() == []
+        with pytest.raises(ConnectionError, match="no cluster runs"):
+            _bootstrap.attach("auto")
+        process = drivers()
+        assert joined(process)[0]
+        leave(process)
+
+    def test_a_killed_node_is_replaced_beside_its_control_store(
+        self, home: Path, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        session = _bootstrap.start_head(home, options=_daemons.NodeOptions(num_cpus=1))
+        (store,) = [d for d in _daemons.find(home) if d.module == _daemons.GCS_MODULE]
+        assert session.daemon is not None
+        _daemons.kill_sessions([session.daemon.pid])
+        process = drivers()
+        assert joined(process)[0]
+        assert store in _daemons.find(home)
+        assert len(_daemons.find(home)) == 2
+        leave(process)
+        assert store in _daemons.find(home)
+
+    def test_what_a_running_cluster_cannot_heed_is_refused(
+        self, home: Path, database_url: str, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        process = drivers()
+        joined(process)
+        with pytest.raises(ValueError, match="num_cpus, resources cannot be given"):
+            _bootstrap.attach(num_cpus=2, resources={"x": 1})
+        with pytest.raises(ClusterConnectionError, match="another database"):
+            _bootstrap.attach(postgres=database_url)
+        with pytest.raises(ClusterConnectionError, match="has the storage"):
+            _bootstrap.attach(storage="/elsewhere")
+        with pytest.raises(ClusterConnectionError, match="already"):
+            _bootstrap.attach("local")
+        with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1 runs on this machine"):
+            _bootstrap.attach("127.0.0.1:1")
+        gcs = _home.read_gcs(home)
+        assert gcs is not None
+        for address in (str(home), "auto", gcs.address):
+            session = _bootstrap.attach(address)
+            assert not session.started
+            session.close()
+        leave(process)
+
+    def test_a_start_that_fails_leaves_nothing(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REGROW_LEASE_TTL_S", "soon")
+        with pytest.raises(ClusterConnectionError, match="REGROW_"):
+            _bootstrap.attach()
+        assert _daemons.find(home) == []
+        assert not _home.runtime_directory(home).exists()
+        assert not (home / "gcs.json").exists()
+
+    def test_a_database_of_ones_own_is_used_and_left(self, home: Path, database_url: str) -> None:
+        session = _bootstrap.attach(postgres=database_url, num_cpus=1)
+        assert session.started
+        session.close()
+        assert _daemons.find(home) == []
+        with psycopg.connect(database_url) as connection:
+            nodes = connection.execute("SELECT alive FROM regrow.nodes").fetchall()
+        assert nodes == [(False,)]
