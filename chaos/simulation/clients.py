@@ -265,11 +265,15 @@ class SimClient:
         """The value of a handle that is ready; its references are held from now on."""
         ref = self.refs[handle.object_id]
         assert ref.content is not None
-        content = self.decode(frame, ref.status, ref.content, handle)
-        if ref.pin is not None and self.world.rng.random() < 0.5:
-            self.send(Release([ref.pin]))
-            ref.pin = ref.content = None
-        return content
+        return self.decode(frame, ref.status, ref.content, handle)
+
+    def unpin(self, handles: list[Handle]) -> None:
+        """Views of large objects die, sooner or later."""
+        for handle in handles:
+            ref = self.refs[handle.object_id]
+            if ref.pin is not None and self.world.rng.random() < 0.5:
+                self.send(Release([ref.pin]))
+                ref.pin = ref.content = None
 
     def decode(self, frame: Frame, status: int, data: bytes, handle: Handle) -> Content:
         """Bytes as the program sees them, compared with what they have to be."""
@@ -343,7 +347,9 @@ class SimClient:
         match frame.waits:
             case ("get", handles):
                 if all([self._ready(handle, True) for handle in handles]):
-                    return True, [self.content(frame, handle) for handle in handles]
+                    contents = [self.content(frame, handle) for handle in handles]
+                    self.unpin(handles)
+                    return True, contents
             case ("wait", handles, count, fetch):
                 ready = [i for i, handle in enumerate(handles) if self._ready(handle, fetch)]
                 if len(ready) >= count:

@@ -414,6 +414,8 @@ class ProgramMaker:
         child.flaky = child.max_retries == -1 and rng.random() < profile.flaky
         self._compute(child)
         if depth < profile.depth and rng.random() < 0.45 / depth:
+            if child.resources and "special" in child.resources:
+                child.resources = None  # who waits gives back CPUs only
             self._children(child, own, actors, depth)
         elif own and rng.random() < 0.5:
             self._get(child, own)
