@@ -56,6 +56,7 @@ from regrow.messages import (
     Read,
     Reassigned,
     Rebuild,
+    Rebuilt,
     Refused,
     Registered,
     RegisterRefused,
@@ -154,6 +155,8 @@ class Core:
         self._gone: list[tuple[bytes, int]] = []
         self._relocate: dict[bytes, None] = {}
         self._awaiting_restore: dict[ObjectKey, list[events.FetchAsked]] = {}
+        #: Rebuilds that ended in this event.
+        self.rebuilt: list[tuple[bytes, bool]] = []
         self._effects: list[Effect] = []
         self._flush_armed = False
         self._copy_number = 1_000_000
@@ -218,6 +221,9 @@ class Core:
         if self._locates:
             self.send_store(Locate(list(self._locates), self._gone))
             self._locates, self._gone = {}, []
+        if self.rebuilt:
+            rebuilt, self.rebuilt = self.rebuilt, []
+            self.send_store_held(Rebuilt(rebuilt))
         self._flush()
         if self._values:
             values, self._values = self._values, {}
@@ -479,8 +485,12 @@ class Core:
         view = self.nodes.get(entry.maker)
         if view is None or not view.alive:
             entry.maker = 0
-            entry.locating = True
-            self._relocate[entry.object_id] = None
+            self.relocate(entry)
+
+    def relocate(self, entry: Entry) -> None:
+        """The answer is out of date already: it is asked for again at the next tick."""
+        entry.locating = True
+        self._relocate[entry.object_id] = None
 
     def is_driver(self, client: int) -> bool:
         return client in self.drivers
@@ -680,10 +690,11 @@ class Core:
         if self.tasks.infeasible:
             self.tasks.retry_infeasible()
         self.transport.write_behind(now_ms)
+        self.objects.tick(now_ms)
         relocate, self._relocate = self._relocate, {}
         for object_id in relocate:
             entry = self.objects.entries.get(object_id)
-            if entry is not None and entry.value is None:
+            if entry is not None and entry.locating:
                 self.locate(object_id)
         report = self.transport.report()
         if report is not None:

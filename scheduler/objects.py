@@ -11,6 +11,7 @@ How bytes get here is ``transport``'s business, how tasks make objects ``tasks``
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,8 @@ class ObjectTable:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.entries: dict[bytes, Entry] = {}
+        #: (until when, object): made again a moment ago, for whoever is about to ask.
+        self._kept: deque[tuple[float, bytes]] = deque()
 
     def entry(self, object_id: bytes) -> Entry:
         """The entry, made if need be."""
@@ -345,7 +348,10 @@ class ObjectTable:
                 value = Value(where.object_id, OK, where.size, None, where.digest)
                 self._core.tasks.remote_done(entry, value)
                 self._settle(entry, value)
-            elif where.maker != here:
+            elif where.maker == here:
+                # It was made again here and let go: the control store does not know that yet.
+                self._core.relocate(entry)
+            else:
                 entry.maker = where.maker
                 if entry.task is not None:
                     entry.task.node = where.maker
@@ -406,6 +412,18 @@ class ObjectTable:
     def _is_actor(self, entry: Entry) -> bool:
         """Whether the object stands for an actor: its holders hold the actor."""
         return entry.object_id[:16] in self._core.actors.table
+
+    def keep_rebuilt(self, entry: Entry) -> None:
+        """An object that was made again is kept for a while: the news of who wants it, or of a task
+        that needs it, may still be on the way."""
+        entry.pins += 1
+        until_ms = self._core.now_ms + self._core.config.rebuilt_kept_s * 1000
+        self._kept.append((until_ms, entry.object_id))
+
+    def tick(self, now_ms: float) -> None:
+        """What was kept long enough is let go."""
+        while self._kept and self._kept[0][0] <= now_ms:
+            self.unpin((self._kept.popleft()[1],))
 
     # --- letting go -------------------------------------------------------------------------------
 

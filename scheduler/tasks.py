@@ -32,6 +32,7 @@ from regrow.messages import (
     HandedTask,
     HeldTask,
     LookUpTasks,
+    Rebuilt,
     ReplayDifference,
     Return,
     SystemFailure,
@@ -639,6 +640,8 @@ class TaskTable:
                 value = Value(oid, OK, r.size, r.data, r.digest, r.refs)
                 if r.data is None:
                     core.transport.result_made(entry, (oid, task.attempt), r.size)
+                    if task.rebuild:
+                        core.objects.keep_rebuilt(entry)
                     if entry.value is not None:  # made again: it was only the bytes that were lost
                         entry.task = None
                         core.objects.bytes_here(entry)
@@ -658,6 +661,8 @@ class TaskTable:
         known = task.digests
         differs = status != OK or any(a != b for a, b in zip(made, known, strict=False) if b)
         core.journal.rebuilt(header.task_id, differs)
+        core.rebuilt.append((header.task_id, differs))
+        core.send_store_held(Rebuilt([(header.task_id, differs)]))
         if not differs:
             return status, returns
         message = f"{header.name} made another result when it was run again for its lost objects."
