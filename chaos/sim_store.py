@@ -1,0 +1,298 @@
+"""The control store's database in memory: every operation, with the semantics of Postgres's.
+
+For the simulator: deterministic, without I/O, on a clock that it is given.  It never fails by
+itself: the simulator loses requests and answers outside of it.  The conformance suite runs on this
+store and on Postgres, so that the two do not drift apart; ``regrow.gcs.store`` says why things are
+as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from regrow.chaos.sim_reads import SimReads, digests
+from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow
+from regrow.gcs import operations as ops
+from regrow.gcs.operations import Append, AppendResult, Operation, Result
+from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
+from regrow.ids import driver_task_id
+from regrow.messages import OK, HeldTask
+
+CLUSTER_ID: Final = b"simulated store."
+NO_STAMP: Final = 0
+
+
+class SimStore(SimReads):
+    """See the module. ``now`` is Postgres's clock, in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__(now)
+        #: When the server started: set it when the simulated server restarts.
+        self.up_since_s = now()
+        self.epoch = 0
+        self.leader = ""
+        self.leader_expires_s = float("-inf")
+        self._last_node_id = 0
+        #: Counts operations that give tasks away.
+        self._stamp = NO_STAMP
+
+    def execute(self, op: Operation | Append) -> Any:
+        """Carries an operation out: a ``Result``, or for an ``Append`` an ``AppendResult``."""
+        if isinstance(op, Append):
+            return self.append(op)
+        if not isinstance(op, ops.Lead) and getattr(op, "epoch", self.epoch) != self.epoch:
+            return ops.NotLeader()
+        result = _HANDLERS[type(op)](self, op)
+        self.commit()
+        return result
+
+    # --- leadership and nodes ---------------------------------------------------------------------
+
+    def _lead(self, op: ops.Lead) -> ops.Leadership:
+        now = self.now()
+        if op.epoch:
+            ours = op.epoch == self.epoch and op.holder == self.leader
+        else:
+            ours = self.leader_expires_s <= now or op.holder == self.leader
+            self.epoch += ours
+        if ours:
+            self.leader, self.leader_expires_s = op.holder, now + op.ttl_s
+        return ops.Leadership(self.epoch if ours else 0, CLUSTER_ID, now)
+
+    def _register_node(self, op: ops.RegisterNode) -> ops.NodeRegistered:
+        node_id = op.view.node_id
+        lives = [key for key in self.nodes if key[0] == node_id]
+        alive = [key for key in lives if self.alive(key)]
+        for key in alive:
+            self._end(key, NO_STAMP)
+        if not lives:
+            self._last_node_id += 1
+            node_id = self._last_node_id
+        incarnation = max((key[1] for key in lives), default=0) + 1
+        view = replace(op.view, node_id=node_id, incarnation=incarnation, alive=True)
+        row = NodeRow(view, op.ttl_s, self.now() + op.ttl_s)
+        self.nodes.put((node_id, incarnation), row)
+        fenced = max((key[1] for key in alive), default=0)
+        return ops.NodeRegistered(node_id, incarnation, fenced)
+
+    def _end(self, key: NodeKey, stamp: int) -> None:
+        row = self.nodes[key]
+        self.nodes.put(key, replace(row, view=replace(row.view, alive=False), died=stamp))
+
+    def _read_leases(self, op: ops.ReadLeases) -> ops.Leases:
+        now = self.now()
+        alive = sorted(key for key in self.nodes if self.alive(key))
+        leases = [(*key, self.nodes[key].lease_expires_s - now) for key in alive]
+        return ops.Leases(leases, now - self.up_since_s)
+
+    def _read_nodes(self, op: ops.ReadNodes) -> ops.NodeRows:
+        newest = {key[0]: self.nodes[key].view for key in sorted(self.nodes)}
+        return ops.NodeRows(
+            [
+                replace(view, available=view.total if view.alive else {}, queued=0)
+                for view in newest.values()
+            ]
+        )
+
+    def _update_resources(self, op: ops.UpdateResources) -> ops.Done:
+        for key, row in list(self.nodes.items()):
+            if key[0] == op.node_id and row.view.alive:
+                self.nodes.put(key, replace(row, view=replace(row.view, total=op.total)))
+        return ops.Done()
+
+    def _write_event(self, op: ops.WriteEvent) -> ops.Done:
+        self.events.put(len(self.events) + 1, ((0, 0), op.event))
+        return ops.Done()
+
+    # --- deaths -----------------------------------------------------------------------------------
+
+    def _fence(self, op: ops.Fence) -> ops.NodeFenced:
+        return self._end_and_reap(op, op.only_expired, 1)
+
+    def _node_left(self, op: ops.NodeLeft) -> ops.NodeFenced:
+        return self._end_and_reap(op, False, 0)
+
+    def _sweep(self, op: ops.Sweep) -> ops.NodeFenced:
+        self._stamp += 1
+        self._reap(op.heirs, 1)
+        return self._given(True, self._stamp)
+
+    def _end_and_reap(
+        self, op: ops.Fence | ops.NodeLeft, only_expired: bool, attempts: int
+    ) -> ops.NodeFenced:
+        key = (op.node_id, op.incarnation)
+        row = self.nodes.get(key)
+        if row is None:
+            return ops.NodeFenced(False, {}, [])
+        if not row.view.alive:
+            return self._given(False, row.died)
+        if only_expired and row.lease_expires_s >= self.now():
+            return ops.NodeFenced(False, {}, [])
+        self._stamp += 1
+        self._end(key, self._stamp)
+        self._reap(op.heirs, attempts)
+        return self._given(True, self._stamp)
+
+    def _reap(self, heirs: list[NodeKey], attempts: int) -> None:
+        """Reassigns what nodes that are not alive hold, and notes that their actors are dead."""
+        living = {key[0]: key for key in sorted(self.nodes) if self.alive(key)}
+        heirs = [heir for heir in heirs if self.alive(heir)]
+        turn = 0
+        for task_id, row in sorted(self.unfinished.items()):
+            if self.alive(row.holder):
+                continue
+            target = living.get(row.submitter)
+            if target is None:
+                if not heirs:
+                    continue
+                target = heirs[turn % len(heirs)]
+                turn += 1
+            attempt = row.attempt + attempts
+            given = replace(row, holder=target, attempt=attempt, given=self._stamp)
+            self.put_task(task_id, given)
+        for actor_id, actor in list(self.actors.items()):
+            if actor.state == "alive" and not self.alive(actor.node):
+                dead = replace(actor, state="dead", error=ACTOR_LOST, died=self._stamp)
+                self.actors.put(actor_id, dead)
+        for number, rebuild in list(self.rebuilds.items()):
+            if rebuild.open and not self.alive(rebuild.holder):
+                self.rebuilds.put(number, replace(rebuild, open=False))
+
+    def _given(self, landed: bool, stamp: int) -> ops.NodeFenced:
+        """What the operation with this stamp gave away and is not finished."""
+        if stamp == NO_STAMP:
+            return ops.NodeFenced(landed, {}, [])
+        rows = [row for _, row in sorted(self.unfinished.items()) if row.given == stamp]
+        reassigned: dict[int, list[HeldTask]] = {}
+        for row in rows:
+            reassigned.setdefault(row.holder[0], []).append(self.held(row))
+        actors = [(key, actor.job) for key, actor in self.actors.items() if actor.died == stamp]
+        return ops.NodeFenced(landed, reassigned, self.functions_of(rows), sorted(actors))
+
+    def _read_given(self, op: ops.ReadGiven) -> ops.GivenRows:
+        key = (op.node_id, op.incarnation)
+        rows = [r for _, r in sorted(self.unfinished.items()) if r.given and r.holder == key]
+        return ops.GivenRows([self.held(row) for row in rows], self.functions_of(rows))
+
+    # --- jobs, functions, actors ------------------------------------------------------------------
+
+    def _create_job(self, op: ops.CreateJob) -> ops.JobCreated:
+        for job, entry in self.jobs.items():
+            if entry.job_root == op.job_root:
+                return ops.JobCreated(job)
+        job = len(self.jobs) + 1
+        self.jobs.put(job, JobEntry(op.job_root, driver_task_id(op.job_root)))
+        return ops.JobCreated(job)
+
+    def _read_job(self, op: ops.ReadJob) -> ops.JobRow:
+        entry = self.jobs.get(op.job)
+        if entry is None:
+            return ops.JobRow(False)
+        return ops.JobRow(True, entry.job_root, entry.status == "running")
+
+    def _read_jobs(self, op: ops.ReadJobs) -> ops.JobRows:
+        running = [(job, e.job_root) for job, e in self.jobs.items() if e.status == "running"]
+        return ops.JobRows(running)
+
+    def _end_job(self, op: ops.EndJob) -> ops.Done:
+        entry = self.jobs.get(op.job)
+        if entry is None or entry.status != "running":
+            return ops.Done()
+        self.jobs.put(op.job, replace(entry, status=op.status))
+        self.cancel([op.job])
+        for actor_id, actor in list(self.actors.items()):
+            if actor.job == op.job and actor.state != "dead":
+                self.actors.put(actor_id, replace(actor, state="dead", error=JOB_ENDED))
+        for number, rebuild in list(self.rebuilds.items()):
+            if rebuild.open and self.tasks[rebuild.task_id].header.job == op.job:
+                self.rebuilds.put(number, replace(rebuild, open=False))
+        return ops.Done()
+
+    def _reserve_actor_name(self, op: ops.ReserveActorName) -> ops.ActorRow:
+        free = not self.actor_named(op.name, op.namespace).found
+        actor = self.actors.get(op.actor_id)
+        job = self.jobs.get(op.job)
+        if free and actor is not None and not actor.name and actor.state != "dead":
+            named = replace(actor, name=op.name, namespace=op.namespace)
+            self.actors.put(op.actor_id, named)
+        elif free and actor is None and job is not None and job.status == "running":
+            new = ActorEntry(op.job, "pending", op.name, op.namespace, op.function_id)
+            self.actors.put(op.actor_id, new)
+        return self.actor_named(op.name, op.namespace)
+
+    def _read_actor(self, op: ops.ReadActor) -> ops.ActorRow:
+        return self.read_actor(op)
+
+    def _read_functions(self, op: ops.ReadFunctions) -> ops.FunctionRows:
+        ids = sorted(set(op.function_ids))
+        return ops.FunctionRows([self.functions[key] for key in ids if key in self.functions])
+
+    # --- recovery ---------------------------------------------------------------------------------
+
+    def _read_tasks(self, op: ops.ReadTasks) -> ops.TaskRows:
+        return ops.TaskRows([self.task_state(task_id) for task_id in op.task_ids])
+
+    def _read_objects(self, op: ops.ReadObjects) -> ops.ObjectRows:
+        return ops.ObjectRows([self.object(oid) for oid in op.object_ids])
+
+    def _read_lineage(self, op: ops.ReadLineage) -> ops.Lineage:
+        return self.lineage(op)
+
+    def _grant_rebuilds(self, op: ops.GrantRebuilds) -> ops.RebuildsGranted:
+        if not self.alive(op.holder):
+            return ops.RebuildsGranted([], [], [])
+        granted: dict[bytes, HeldTask] = {}
+        elsewhere: dict[bytes, int] = {}
+        for task_id in sorted(set(op.task_ids)):
+            row = self.tasks.get(task_id)
+            runs = [item for item in self.rebuilds.items() if item[1].task_id == task_id]
+            for number, rebuild in runs:
+                if not rebuild.open or rebuild.holder == op.holder:
+                    continue
+                if self.alive(rebuild.holder):
+                    elsewhere[task_id] = rebuild.holder[0]
+                else:
+                    self.rebuilds.put(number, replace(rebuild, open=False))
+            if row is None or row.status != OK or task_id in elsewhere:
+                continue
+            ours = [r for _, r in runs if r.open and r.holder == op.holder]
+            if not ours:
+                ours = [RebuildRow(task_id, row.attempt + 1 + len(runs), op.holder)]
+                self.rebuilds.put(len(self.rebuilds) + 1, ours[0])
+            granted[task_id] = self.held(row, ours[0].attempt, digests(row))
+        functions = self.functions_of([self.tasks[task_id] for task_id in granted])
+        return ops.RebuildsGranted(
+            [granted[task_id] for task_id in op.task_ids if task_id in granted],
+            functions,
+            [(task_id, elsewhere[task_id]) for task_id in op.task_ids if task_id in elsewhere],
+        )
+
+
+_HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
+    ops.Lead: SimStore._lead,
+    ops.RegisterNode: SimStore._register_node,
+    ops.ReadLeases: SimStore._read_leases,
+    ops.ReadNodes: SimStore._read_nodes,
+    ops.UpdateResources: SimStore._update_resources,
+    ops.WriteEvent: SimStore._write_event,
+    ops.Fence: SimStore._fence,
+    ops.NodeLeft: SimStore._node_left,
+    ops.Sweep: SimStore._sweep,
+    ops.ReadGiven: SimStore._read_given,
+    ops.CreateJob: SimStore._create_job,
+    ops.ReadJob: SimStore._read_job,
+    ops.ReadJobs: SimStore._read_jobs,
+    ops.EndJob: SimStore._end_job,
+    ops.ReserveActorName: SimStore._reserve_actor_name,
+    ops.ReadActor: SimStore._read_actor,
+    ops.ReadFunctions: SimStore._read_functions,
+    ops.ReadTasks: SimStore._read_tasks,
+    ops.ReadObjects: SimStore._read_objects,
+    ops.ReadLineage: SimStore._read_lineage,
+    ops.GrantRebuilds: SimStore._grant_rebuilds,
+}
+
+__all__ = ["CLUSTER_ID", "AppendResult", "SimStore"]
