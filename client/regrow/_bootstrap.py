@@ -23,10 +23,11 @@ from regrow.exceptions import ClusterConnectionError, RaySystemError, Unsupporte
 START_TIMEOUT_S = 60.0
 #: How long a node and the control store may take to stop in good order.
 STOP_GRACE_S = 5.0
-#: How long a cluster whose last driver left may take to end by itself.
-END_GRACE_S = 10.0
-#: The same for one whose last driver was killed, which waits for it to come back.
+#: How long a cluster whose last driver left may take to begin to end by itself. One whose driver
+#: was killed waits longer, for it to come back, and is stopped.
 ABANDONED_GRACE_S = 1.5
+#: How long it may take to end then.
+END_GRACE_S = 10.0
 
 
 class Session:
@@ -84,7 +85,7 @@ class Session:
             return
         self._last = False
         with _home.start_lock(self.home, START_TIMEOUT_S):
-            _end_abandoned(self.home, END_GRACE_S)
+            _end_abandoned(self.home)
 
 
 def attach(
@@ -218,6 +219,8 @@ def connect_remote(home: Path, address: str, postgres: str, storage: str = "") -
 
     Raises ClusterConnectionError if a cluster of its own runs here or Postgres cannot be used.
     """
+    from regrow._named_server import check_postgres, without_password
+
     _home.create(home)
     with _home.start_lock(home, START_TIMEOUT_S):
         cluster = _inspect(home)
@@ -225,7 +228,7 @@ def connect_remote(home: Path, address: str, postgres: str, storage: str = "") -
             raise ClusterConnectionError(
                 f"another cluster runs in {home}; stop it, or set REGROW_HOME to another folder"
             )
-        _check_postgres(postgres)
+        check_postgres(postgres)
         _home.token(home)
         _home.remember_database(home, without_password(postgres))
         _home.write_remote_gcs(home, address, postgres, storage)
@@ -281,7 +284,7 @@ def _inspect(home: Path) -> Cluster:
     """
     gcs = _find_gcs(home)
     if gcs is not None and gcs.ephemeral and not _home.has_drivers(home):
-        _end_abandoned(home, ABANDONED_GRACE_S)
+        _end_abandoned(home)
     cluster = look(home)
     if cluster.gcs is None:
         strays = [found.pid for found in _daemons.find(home) if found.module == _daemons.GCS_MODULE]
@@ -347,60 +350,19 @@ def _refuse_unheeded(cluster: Cluster, wanted: Wanted, resources: set[str]) -> N
             f"a cluster runs in {cluster.home} already, so {names} cannot be given: leave out, "
             "or set REGROW_HOME to another folder for a cluster of its own"
         )
-    if wanted.postgres is not None and not _same_database(wanted.postgres, gcs.postgres_url):
-        raise ClusterConnectionError(
-            f"the cluster that runs in {cluster.home} has another database than the one asked for; "
-            "stop it, or set REGROW_HOME to another folder"
-        )
+    if wanted.postgres is not None:
+        from regrow._named_server import same_database
+
+        if not same_database(wanted.postgres, gcs.postgres_url):
+            raise ClusterConnectionError(
+                f"the cluster that runs in {cluster.home} has another database than the one asked "
+                "for; stop it, or set REGROW_HOME to another folder"
+            )
     if wanted.storage is not None and wanted.storage != gcs.storage:
         raise ClusterConnectionError(
             f"the cluster that runs in {cluster.home} has the storage {gcs.storage!r}, not "
             f"{wanted.storage!r}; stop it, or set REGROW_HOME to another folder"
         )
-
-
-# Postgres
-
-
-def _check_postgres(url: str) -> None:
-    """Raise ClusterConnectionError, in one sentence, if this server cannot be used."""
-    from regrow.gcs.postgres_url import PostgresUnavailableError, connect_checked
-
-    try:
-        connect_checked(url).close()
-    except PostgresUnavailableError as error:
-        raise ClusterConnectionError(str(error)) from None
-
-
-def without_password(url: str) -> str:
-    """The same server as libpq's key=value text, without passwords; "" for none."""
-    from psycopg import Error
-    from psycopg.conninfo import make_conninfo
-
-    try:
-        return make_conninfo("", **_parameters(url))
-    except Error:
-        return ""
-
-
-def _parameters(url: str) -> dict[str, str]:
-    from psycopg.conninfo import conninfo_to_dict
-
-    from regrow.gcs.postgres_url import libpq_url
-
-    found = conninfo_to_dict(libpq_url(url))
-    return {k: str(v) for k, v in found.items() if k not in ("password", "sslpassword")}
-
-
-def _same_database(one: str, other: str) -> bool:
-    """Whether two URLs name one database, as far as they say."""
-
-    def place(url: str) -> tuple[str, str, str]:
-        named = _parameters(url)
-        user = named.get("user", "")
-        return (named.get("host", ""), named.get("port", "5432"), named.get("dbname", user))
-
-    return place(one) == place(other)
 
 
 # Starting
@@ -415,9 +377,13 @@ def _start(
     """
     home = cluster.home
     if cluster.gcs is None:
+        kept = ""
         if wanted.postgres is not None:
-            _check_postgres(wanted.postgres)
-        _home.remember_database(home, without_password(wanted.postgres or ""))
+            from regrow._named_server import check_postgres, without_password
+
+            check_postgres(wanted.postgres)
+            kept = without_password(wanted.postgres)
+        _home.remember_database(home, kept)
     else:
         _refuse_unheeded(cluster, wanted, set())
     _home.token(home)
@@ -550,12 +516,17 @@ def _stop_postgres(home: Path, *, force: bool) -> bool:
     return ran
 
 
-def _end_abandoned(home: Path, grace_s: float) -> None:
-    """Wait until a cluster without drivers has ended, then stop what is left of it.
+def _end_abandoned(home: Path) -> None:
+    """Let a cluster without drivers end, and stop what does not.
 
     The caller holds the start lock. Does nothing if a driver has come.
     """
     if _home.has_drivers(home):
         return
-    _daemons.await_gone([daemon.pid for daemon in _daemons.find(home)], grace_s)
+    deadline = time.monotonic() + ABANDONED_GRACE_S
+    # The control store's first step to its end is to take back what it announced.
+    while _find_gcs(home) is not None and time.monotonic() < deadline:
+        time.sleep(_daemons.POLL_INTERVAL_S)
+    if _find_gcs(home) is None:
+        _daemons.await_gone([daemon.pid for daemon in _daemons.find(home)], END_GRACE_S)
     _stop(home, force=False)

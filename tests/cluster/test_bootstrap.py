@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 import pytest
 
-from regrow import _bootstrap, _daemons, _home
+from regrow import _bootstrap, _daemons, _home, _named_server
 from regrow.exceptions import ClusterConnectionError, UnsupportedOptionError
 from regrow.gcs import embedded
 
@@ -251,11 +251,11 @@ class TestAddress:
 class TestPostgres:
     def test_what_is_remembered_has_no_password(self, made: Path) -> None:
         url = "postgresql+psycopg://me:secret@db:5433/work?sslmode=disable"
-        assert _bootstrap.without_password(url) == (
+        assert _named_server.without_password(url) == (
             "user=me dbname=work host=db port=5433 sslmode=disable"
         )
-        assert _bootstrap.without_password("password=secret host=db") == "host=db"
-        assert _bootstrap.without_password("postgresql://me:se%cret@") == ""
+        assert _named_server.without_password("password=secret host=db") == "host=db"
+        assert _named_server.without_password("postgresql://me:se%cret@") == ""
 
     def test_a_server_that_is_not_there_is_told_before_anything_starts(self, home: Path) -> None:
         started = time.monotonic()
@@ -311,19 +311,21 @@ class TestStale:
 
 JOIN = """
 import os, sys
-from regrow import _bootstrap
-session = _bootstrap.attach()
+import regrow
+from regrow import _api
+regrow.init()
+session = _api._session
 print(session.started, session.node_socket, flush=True)
 sys.stdin.readline()
 if "kill" in sys.argv:
     os.kill(os.getpid(), 9)
-session.close()
+regrow.shutdown()
 """
 
 
 @pytest.fixture
 def drivers(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that join the home's cluster (as drivers that never say so to a node)."""
+    """Starts drivers that join the home's cluster, or start it, and leave when told to."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -331,6 +333,7 @@ def drivers(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             [sys.executable, "-c", JOIN, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         started.append(process)
@@ -338,6 +341,7 @@ def drivers(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in started:
+        process.kill()
         process.communicate()
     _bootstrap.stop(home)
     if (home / "postgres").exists():
