@@ -671,6 +671,10 @@ class Core:
         if node_id != self.node_id:
             self._node_of_job[job] = node_id
 
+    def is_connected(self, client: int) -> bool:
+        """Whether the client is there, or is a driver that may come back."""
+        return client in self.pool.by_client or client in self.drivers
+
     def warn_driver(self, job: int, text: str) -> None:
         """A line on the driver's standard error."""
         self._print(Printed(self.node_id, 0, Output(2, job, "regrow", [text])))

@@ -145,10 +145,13 @@ class TaskTable:
     def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
         self._lookup_number += 1
         self._lookups[self._lookup_number] = held
-        for _, header, _ in held:
+        for client, header, _ in held:
             self._looking_up[header.task_id] = self._lookup_number
+            # What ends here meanwhile is kept, and so needs no answer.
+            self._own(header, client)
         ids = [header.task_id for _, header, _ in held]
-        self._core.send_store(LookUpTasks(self._lookup_number, ids))
+        # The answer is read from the log, so what this node knows has to be in it.
+        self._core.send_store_held(LookUpTasks(self._lookup_number, ids))
 
     def look_up_again(self) -> None:
         """The control store may have forgotten the question."""
@@ -166,12 +169,15 @@ class TaskTable:
         core = self._core
         for (client, header, spec), state in zip(held, message.tasks, strict=True):
             self._looking_up.pop(header.task_id, None)
+            if not core.is_connected(client):
+                continue  # whoever takes its place submits again
+            first = core.objects.entry(object_id(header.task_id, 0))
+            known_here = header.task_id in self.tasks or first.value is not None
             held_here = state.status == PENDING and state.holder == core.node_id
-            if not state.known or (held_here and header.task_id not in self.tasks):
+            if not known_here and (not state.known or held_here):
                 self.admit(header, spec, client)
                 continue
             core.journal.acknowledge(client, 1)
-            self._own(header, client)
             if header.task_id in self.tasks:
                 continue
             values = {value.object_id: value for value in state.values}
@@ -186,13 +192,17 @@ class TaskTable:
                     core.objects.need_value(entry)
 
     def _own(self, header: TaskHeader, client: int) -> None:
+        """The client holds what the task returns, and is told of it."""
+        objects = self._core.objects
         for index in range(max(1, header.num_returns)):
-            entry = self._core.objects.entry(object_id(header.task_id, index))
-            if entry.owner == 0:
+            entry = objects.entry(object_id(header.task_id, index))
+            if entry.owner in (0, client):
                 entry.owner = client
-            elif entry.owner != client:
-                self._core.objects.borrow(client, [entry.object_id])
-                self._core.objects.subscribe(client, [entry.object_id])
+                if entry.value is not None:
+                    self._core.tell(client, entry.value)
+            else:
+                objects.borrow(client, [entry.object_id])
+                objects.subscribe(client, [entry.object_id])
 
     def admit(self, header: TaskHeader, spec: Raw, client: int) -> None:
         """A task of this node's own client enters the log and the queue. Hot path."""
@@ -230,10 +240,6 @@ class TaskTable:
         core = self._core
         core.journal.acknowledge(client, 1)
         self._own(header, client)
-        for index in range(max(1, header.num_returns)):
-            entry = core.objects.entry(object_id(header.task_id, index))
-            if entry.value is not None and entry.owner == client:
-                core.tell(client, entry.value)
 
     def handed(self, handed: HandedTask) -> None:
         """A peer made this node the task's holder (in the log, already)."""
