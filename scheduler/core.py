@@ -222,6 +222,8 @@ class Core:
             self.send_store(Locate(list(self._locates), self._gone))
             self._locates, self._gone = {}, []
         if self.rebuilt:
+            # Where the copies are comes first, or the control store would take them for lost still.
+            self._report_objects()
             rebuilt, self.rebuilt = self.rebuilt, []
             self.send_store_held(Rebuilt(rebuilt))
         self._flush()
@@ -700,13 +702,16 @@ class Core:
             entry = self.objects.entries.get(object_id)
             if entry is not None and entry.locating:
                 self.locate(object_id)
-        report = self.transport.report()
-        if report is not None:
-            self.send_store_held(report)
+        self._report_objects()
         status = NodeStatus(dict(self.ledger.available), self.pool.queued)
         if status != self._status:
             self._status = status
             self.send_store(status)
+
+    def _report_objects(self) -> None:
+        report = self.transport.report()
+        if report is not None:
+            self.send_store_held(report)
 
     def renew(self) -> list[Effect]:
         """An idle node's empty batch, which renews its lease."""
