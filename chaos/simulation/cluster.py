@@ -76,6 +76,8 @@ class Cluster:
         drivers = scale.drivers or rng.choice([1, 1, 2])
         self.programs: list[Program] = []
         self._make_programs(drivers, scale.operations)
+        # What a task that runs again has let go may be gone for good: large results of actors.
+        self.may_fail = self.faults.may_fail or any(p.flaky for p in self.programs)
         self.functions = [_function(number) for number in range(FUNCTIONS)]
         self.checks = Checks(self)
         self.storage: dict[str, bytes] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from regrow.chaos.simulation.stand_in import StandInStore
+from regrow.chaos.sim_store import SimStore
 from regrow.chaos.simulation.world import Pipe
 from regrow.gcs import core_events as gcs_events
 from regrow.gcs.core import Core
@@ -27,11 +27,12 @@ class Database:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.world = cluster.world
-        self.store: StandInStore = cluster.mutation.store()
+        self.store: SimStore = cluster.mutation.store(self.now_s)
         self.up = True
 
-    def _clock(self) -> None:
-        self.store.now_s = 1000.0 + self.world.now / 1000
+    def now_s(self) -> float:
+        """The clock of Postgres."""
+        return 1000.0 + self.world.now / 1000
 
     def stop(self) -> None:
         """It is away; every connection breaks."""
@@ -43,9 +44,8 @@ class Database:
     def start(self) -> None:
         if not self.up:
             self.world.trace("postgres", "starts")
-            self._clock()
             self.up = True
-            self.store.up_since_s = self.store.now_s
+            self.store.up_since_s = self.now_s()
 
     def append(self, node: NodeShell, life: int, connection: int, append: Append) -> None:
         """A batch arrived."""
@@ -53,7 +53,6 @@ class Database:
         if not self.up or faults.append_is_lost():
             node.run(life, node.break_log)
             return
-        self._clock()
         result = self.store.append(append)
         self.world.trace("postgres", f"{append.node}.{append.incarnation} {append.number}", result)
         self.cluster.checks.appended(append, result)
@@ -72,7 +71,6 @@ class Database:
         if not self.up or faults.append_is_lost():
             control.schedule(life, 5.0, gcs_events.StoreReplied(number, failed))
             return
-        self._clock()
         result = self.store.execute(operation)
         self.world.trace("postgres", f"executes {number}", result)
         self.cluster.checks.executed(operation, result)

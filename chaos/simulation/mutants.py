@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regrow.chaos.simulation.stand_in import StandInStore
+from regrow.chaos.sim_store import SimStore
 from regrow.config import Config
 from regrow.gcs.core import Core as ControlCore
 from regrow.gcs.core_events import Settings
@@ -26,8 +26,8 @@ class Mutation:
     def control(self, settings: Settings) -> ControlCore:
         return ControlCore(settings)
 
-    def store(self) -> StandInStore:
-        return StandInStore()
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return SimStore(now)
 
     def content_ids(self, job_root: bytes, parent_id: bytes) -> ContentIds:
         return ContentIds(job_root, parent_id)
