@@ -4,13 +4,16 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
-#: A row of each is what one finished task, call or put leaves behind.
-COUNTED = "(SELECT count(*) FROM regrow.tasks) + (SELECT count(*) FROM regrow.objects)"
+#: The tables behind the views, so that no row counts twice.
+COUNT = "SELECT (SELECT count(*) FROM regrow.task_log) + (SELECT count(*) FROM regrow.object_log)"
+#: Puts are committed behind: a count that has not moved for so long is final.
+STILL_S = 0.1
 
 
 @contextlib.contextmanager
@@ -33,12 +36,20 @@ def private_home() -> Iterator[Path]:
 
 
 def committed_rows() -> int:
-    """Return the number of rows of tasks and objects in the running cluster's Postgres."""
+    """Return the number of rows in the running cluster's Postgres, once it moves no more."""
     from regrow import _home, config
 
     running = _home.read_gcs(config.home())
     assert running is not None, "no cluster runs in this home"
-    with psycopg.connect(running.postgres_url) as connection:
-        row = connection.execute(f"SELECT {COUNTED}").fetchone()
+    with psycopg.connect(running.postgres_url, autocommit=True) as connection:
+        before, now = -1, _count(connection)
+        while now != before:
+            time.sleep(STILL_S)
+            before, now = now, _count(connection)
+    return now
+
+
+def _count(connection: psycopg.Connection[tuple[int]]) -> int:
+    row = connection.execute(COUNT).fetchone()
     assert row is not None
-    return int(row[0])
+    return row[0]

@@ -140,7 +140,7 @@ def losses_table(killed_at: datetime, death: Death, reruns: Sequence[Rerun]) -> 
     table.add_column("from", justify="right")
     table.add_column("to", justify="right")
     table.add_column("result")
-    table.add_row("(the node's death noticed)", "", "", "", _after(killed_at, death.died_at), "")
+    table.add_row("(node declared dead)", "", "", "", _after(killed_at, death.died_at), "")
     for rerun in reruns:
         table.add_row(
             rerun.name,
@@ -175,7 +175,7 @@ def lineage_tree(ancestors: Sequence[Ancestor]) -> Tree:
     """
     made = Counter(ancestor.name for ancestor in ancestors)
     total = ", ".join(f"{count} {name}" for name, count in sorted(made.items()))
-    tree = Tree(f"final weights, from {len(ancestors)} tasks: {total}")
+    tree = Tree(f"final weights, from {len(ancestors)} tasks:\n{total}")
     by_id = {ancestor.task_id: ancestor for ancestor in ancestors}
     first = ancestors[0]
     shown = {first.task_id}
