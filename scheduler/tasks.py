@@ -38,6 +38,7 @@ from regrow.messages import (
     SystemFailure,
     TaskDone,
     TaskHeader,
+    TaskState,
     TaskStates,
     Value,
     encode,
@@ -106,8 +107,7 @@ class Task:
     @property
     def object_ids(self) -> list[bytes]:
         """Of its return values; at least one, which tells that it ended."""
-        task_id = self.header.task_id
-        return [object_id(task_id, i) for i in range(max(1, self.header.num_returns))]
+        return returns_of(self.header)
 
 
 class TaskTable:
@@ -145,9 +145,12 @@ class TaskTable:
     def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
         self._lookup_number += 1
         self._lookups[self._lookup_number] = held
+        entry = self._core.objects.entry
         for client, header, _ in held:
             self._looking_up[header.task_id] = self._lookup_number
-            # What ends here meanwhile is kept, and so needs no answer.
+            # What ends here meanwhile is kept, even if the client lets go of it.
+            for oid in returns_of(header):
+                entry(oid).pins += 1
             self._own(header, client)
         ids = [header.task_id for _, header, _ in held]
         # The answer is read from the log, so what this node knows has to be in it.
@@ -169,24 +172,35 @@ class TaskTable:
         core = self._core
         for (client, header, spec), state in zip(held, message.tasks, strict=True):
             self._looking_up.pop(header.task_id, None)
-            if not core.is_connected(client):
-                continue  # whoever takes its place submits again
-            first = core.objects.entry(object_id(header.task_id, 0))
-            known_here = header.task_id in self.tasks or first.value is not None
-            held_here = state.status == PENDING and state.holder == core.node_id
-            if not known_here and (not state.known or held_here):
-                self.admit(header, spec, client)
-                continue
-            core.journal.acknowledge(client, 1)
-            if header.task_id in self.tasks:
-                continue
-            values = {value.object_id: value for value in state.values}
-            for index in range(max(1, header.num_returns)):
-                entry = core.objects.entry(object_id(header.task_id, index))
-                if entry.value is not None:
-                    if entry.owner == client:
-                        core.tell(client, entry.value)
-                elif state.status != PENDING and entry.object_id in values:
+            entries = [core.objects.entries[oid] for oid in returns_of(header)]
+            if core.is_connected(client):  # else whoever takes its place submits again
+                self._judge(header, spec, client, state, entries)
+            for entry in entries:
+                entry.pins -= 1
+                if entry.waiters or entry.dependents or entry.readers:
+                    core.objects.need_value(entry)
+                core.objects.free_unheld(entry)
+
+    def _judge(
+        self, header: TaskHeader, spec: Raw, client: int, state: TaskState, entries: list[Entry]
+    ) -> None:
+        """One answer: the task is started only if nobody has it and it has not ended."""
+        core = self._core
+        known_here = header.task_id in self.tasks or entries[0].value is not None
+        held_here = state.status == PENDING and state.holder == core.node_id
+        if not known_here and (not state.known or held_here):
+            owners = [entry.owner for entry in entries]  # the client may have let go since
+            self.admit(header, spec, client)
+            for entry, owner in zip(entries, owners, strict=True):
+                entry.owner = owner
+            return
+        core.journal.acknowledge(client, 1)
+        if header.task_id in self.tasks:
+            return
+        values = {value.object_id: value for value in state.values}
+        for entry in entries:
+            if entry.value is None:
+                if entry.object_id in values:
                     core.objects.set_value(entry, values[entry.object_id])
                 elif entry.maker == 0:
                     core.objects.need_value(entry)
@@ -194,8 +208,8 @@ class TaskTable:
     def _own(self, header: TaskHeader, client: int) -> None:
         """The client holds what the task returns, and is told of it."""
         objects = self._core.objects
-        for index in range(max(1, header.num_returns)):
-            entry = objects.entry(object_id(header.task_id, index))
+        for oid in returns_of(header):
+            entry = objects.entry(oid)
             if entry.owner in (0, client):
                 entry.owner = client
                 if entry.value is not None:
@@ -757,6 +771,11 @@ class TaskTable:
                 assert task_id in task.worker.in_flight, "its worker does not know of it"
             if task.state == REMOTE:
                 assert task.node, "handed over to nobody"
+
+
+def returns_of(header: TaskHeader) -> list[bytes]:
+    """A task's return values; at least one, which tells that it ended."""
+    return [object_id(header.task_id, i) for i in range(max(1, header.num_returns))]
 
 
 def _error_word(status: int, returns: list[Return]) -> str:
