@@ -109,22 +109,23 @@ class ActorHandle(Generic[C]):
         self._definition = FunctionDef(function_id, name, _NO_CODE)
         #: Number of return values by method; None: not known (the actor itself says).
         self._methods = methods
+        # Without the handle in them: a cycle would keep the actor alive.
+        self._calls: dict[str, Call] = {}
 
     def __getattr__(self, name: str) -> ActorMethod:
-        methods = self.__dict__.get("_methods", {})
-        if name in _BUILT_IN or (methods is None and not name.startswith("__")):
-            count = 1
-        elif name in (methods or ()):
-            count = methods[name]
-        else:
-            raise AttributeError(
-                f"'{self._definition.name}' object has no attribute '{name}'"
-                if "_definition" in self.__dict__
-                else name
-            )
-        method = ActorMethod(self, name, {"num_returns": count})
-        self.__dict__[name] = method
-        return method
+        calls = self.__dict__.get("_calls")
+        call = None if calls is None else calls.get(name)
+        if call is None:
+            if calls is None or not self._has(name):
+                raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+            returns = (self._methods or {}).get(name, 1)
+            call = calls[name] = _method_call(self, name, {"num_returns": returns})
+        return ActorMethod(self, call)
+
+    def _has(self, name: str) -> bool:
+        if self._methods is None:
+            return name in _BUILT_IN or not name.startswith("__")
+        return name in _BUILT_IN or name in self._methods
 
     def __dir__(self) -> list[str]:
         return [*object.__dir__(self), *(self._methods or ())]
@@ -150,28 +151,17 @@ class ActorHandle(Generic[C]):
 class ActorMethod:
     """One method of one actor."""
 
-    def __init__(self, handle: ActorHandle[Any], method: str, options: Mapping[str, Any]) -> None:
+    __slots__ = ("_call", "_handle")
+
+    def __init__(self, handle: ActorHandle[Any], call: Call) -> None:
         self._handle = handle
-        self._method = method
-        self._options = options
-        checked_options = checked(options, METHOD_OPTIONS, "actor methods", 0)
-        definition = handle._definition
-        name = checked_options.name or f"{definition.name}.{method}"
-        self._call = Call(
-            definition=definition,
-            name=name,
-            identity=handle._actor_id + method.encode(),
-            kind=ACTOR_CALL,
-            num_returns=checked_options.num_returns,
-            durability=checked_options.durability,
-            actor_id=handle._actor_id,
-            method=method,
-        )
+        self._call = call
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        name = self._call.method
         raise TypeError(
-            f"Actor methods cannot be called directly. Instead of running "
-            f"'object.{self._method}()', try 'object.{self._method}.remote()'."
+            f"Actor methods cannot be called directly. Instead of running 'object.{name}()', try "
+            f"'object.{name}.remote()'."
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
@@ -183,13 +173,26 @@ class ActorMethod:
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with other options."""
-        return ActorMethod(self._handle, self._method, {**self._options, **options})
+        changed = {"num_returns": self._call.num_returns, **options}
+        return ActorMethod(self._handle, _method_call(self._handle, self._call.method, changed))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_handle": self._handle, "_method": self._method, "_options": dict(self._options)}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._handle, self._call.method)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_handle"], state["_method"], state["_options"])  # type: ignore[misc]
+
+def _method_call(handle: ActorHandle[Any], method: str, options: Mapping[str, Any]) -> Call:
+    checked_options = checked(options, METHOD_OPTIONS, "actor methods", 0)
+    definition = handle._definition
+    return Call(
+        definition=definition,
+        name=checked_options.name or f"{definition.name}.{method}",
+        identity=handle._actor_id + method.encode(),
+        kind=ACTOR_CALL,
+        num_returns=checked_options.num_returns,
+        durability=checked_options.durability,
+        actor_id=handle._actor_id,
+        method=method,
+    )
 
 
 def method(*, num_returns: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

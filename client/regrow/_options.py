@@ -154,7 +154,10 @@ def _resources(raw: Mapping[str, Any], default_cpus: int) -> dict[str, int] | No
     amounts["memory"] = raw.get("memory")
     units = {name: _units(name, amount) for name, amount in amounts.items() if amount is not None}
     units = {name: amount for name, amount in units.items() if amount}
-    return None if units == {"CPU": RESOURCE_UNIT} else units
+    if default_cpus:
+        return None if units == {"CPU": RESOURCE_UNIT} else units
+    # An actor that names nothing needs a CPU to be created, and none to live, as in Ray.
+    return None if cpus is None and not units else units
 
 
 def _units(name: str, amount: Any) -> int:
