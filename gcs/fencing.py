@@ -124,8 +124,10 @@ class Fencing:
         if node is None or node.view.incarnation != event.incarnation:
             return
         node.probing = False
-        # Whoever answers, or does not answer in time, is left to its lease.
-        if event.outcome == REFUSED and self.not_before <= self._context.now:
+        # Whoever answers, or does not answer in time, is left to its lease. A node that we have
+        # heard of only from Postgres may be about to come to us: it is given its lease, too.
+        heard = node.report_by is None
+        if event.outcome == REFUSED and (heard or self.not_before <= self._context.now):
             self._fence(node, "its process is gone (nobody listens on its port)")
 
     def _leases_read(self, then: _Checking, reply: Reply) -> None:

@@ -121,10 +121,18 @@ class Membership:
         return [node.key for node in able]
 
     def choose(self, preferred: int, needs: Resources) -> Node | None:
-        """A node that can ever offer ``needs``: the preferred, else the one with the most free."""
-        for node_id in [preferred, *(node_id for node_id, _ in self.heirs())]:
-            node = self.nodes.get(node_id)
-            if node and not node.fencing and _offers(node.view.total, needs):
+        """A node that can ever offer ``needs``: the preferred, else the one with the most free; one
+        that seems dead only if there is no other."""
+        able = [
+            node
+            for node_id in [preferred, *(node_id for node_id, _ in self.heirs())]
+            if (node := self.nodes.get(node_id)) and _offers(node.view.total, needs)
+        ]
+        for node in able:
+            if not node.fencing and not node.probing and node.conn:
+                return node
+        for node in able:
+            if not node.fencing:
                 return node
         return self.nodes.get(preferred)
 
