@@ -49,6 +49,8 @@ class Transport:
         self._fetching: dict[ObjectKey, int] = {}
         self._digests: dict[ObjectKey, bytes] = {}
         self._serving: dict[int, ObjectKey] = {}
+        #: Being restored because a client reads them; pinned by this node until then.
+        self._reading: dict[ObjectKey, None] = {}
         #: Clients whose ``Create`` is not answered yet.
         self._creating: dict[ObjectKey, int] = {}
         #: What is being written to storage, and who is told.
@@ -135,19 +137,23 @@ class Transport:
 
     def answer_readers(self, entry: Entry) -> None:
         """Pins a copy that is here for each client that waits, bringing it back from spill."""
-        if not entry.readers or entry.key is None:
+        key = entry.key
+        if not entry.readers or key is None:
             return
-        located: list[int] = []
-        for client in entry.readers:
-            location = self.pin(entry.key, client)
-            if location is None:
-                if not self._restore(entry.key, client):
-                    self._core.objects.copy_lost(entry)
-                    return
-            else:
-                located.append(client)
+        copy = self.store.lookup(key)
+        if copy is not None and copy.state is CopyState.RESTORING:
+            return  # ``restored`` comes back here
+        if copy is None or copy.doomed:
+            self._core.objects.copy_lost(entry)
+        elif copy.state is CopyState.SPILLED:
+            self._reading[key] = None
+            self._restore(key, NODE)
+        else:
+            readers, entry.readers = entry.readers, None
+            for client in readers:
+                location = self.pin(key, client)
+                assert location is not None, "readable for one client and not for the next"
                 self._core.send_client(client, Located([location]))
-        entry.readers = [client for client in entry.readers if client not in located]
 
     def pin(self, key: ObjectKey, client: int | str | bytes) -> Location | None:
         """Pins a readable copy; None if it has to be restored first."""
@@ -258,8 +264,8 @@ class Transport:
         """Writes an object that is here to storage; ``then`` is told the path ("" if it failed)."""
         key = entry.key
         assert key is not None
-        location = self.pin(key, NODE)
-        if location is None or entry.object_id in self._storing:
+        location = None if entry.object_id in self._storing else self.pin(key, NODE)
+        if location is None:
             then("")
             return
         self._storing[entry.object_id] = key, then
@@ -340,19 +346,17 @@ class Transport:
             return
         self._carry(self.store.restored(key))
         entry = self._core.objects.entries.get(key[0])
-        if entry is None or entry.key != key:
-            return
-        for client in entry.readers or []:
-            copy = self.store.lookup(key)
-            assert copy is not None
-            location = self._location(key, copy.offset, copy.size)
-            self._core.send_client(client, Located([location]))
-        entry.readers = None
-        self._core.tasks.restored(entry)
+        if entry is not None and entry.key == key:
+            self.answer_readers(entry)
+            self._core.tasks.restored(entry)
         self._core.restore_ended(key)
+        if key in self._reading:
+            del self._reading[key]
+            self.unpin(NODE, [key])
 
     def _lost(self, key: ObjectKey) -> None:
         """The object store has this copy no longer."""
+        self._reading.pop(key, None)
         entry = self._core.objects.entries.get(key[0])
         if entry is not None and entry.key == key:
             self._core.objects.copy_lost(entry)
@@ -402,6 +406,7 @@ class Transport:
             core.send_client(client, Created(key[0], None, failure))
             return
         self._fetching.pop(key, None)
+        self._reading.pop(key, None)
         entry = core.objects.entries.get(key[0])
         if entry is not None:
             entry.awaiting_room = None

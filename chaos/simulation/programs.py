@@ -417,7 +417,7 @@ class ProgramMaker:
             if child.resources and "special" in child.resources:
                 child.resources = None  # who waits gives back CPUs only
             self._children(child, own, actors, depth)
-        elif own and rng.random() < 0.5:
+        elif own and rng.random() < 0.5 and not (child.resources and "special" in child.resources):
             self._get(child, own)
         outs: list[list[_Var]] = []
         child.returns = []
