@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -9,11 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
-from regrow.gcs import embedded
+from regrow.gcs import embedded, schema
+from tests.store.worlds import Cluster, PostgresWorld, SimWorld, World
+
+_schema_numbers = itertools.count(1)
 
 
 @pytest.fixture
@@ -101,3 +106,65 @@ def as_root() -> None:
     """For tests of what only root can do, such as running a server as another user."""
     if os.geteuid() != 0:
         pytest.skip("only root runs the server as another user")
+
+
+@pytest.fixture(scope="session")
+def schema_template(postgres_server: embedded.EmbeddedServer) -> Iterator[str]:
+    """The name of a database with the schema and nothing in it, to be copied."""
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE schema_template")
+    schema.upgrade(database_of(postgres_server.url, "schema_template"))
+    yield "schema_template"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE schema_template WITH (FORCE)")
+
+
+@pytest.fixture
+def schema_url(postgres_server: embedded.EmbeddedServer, schema_template: str) -> Iterator[str]:
+    """The URL of a new database with the schema, dropped after the test."""
+    name = f"schema_{next(_schema_numbers)}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {schema_template}")
+    yield database_of(postgres_server.url, name)
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def _shared_world(
+    postgres_server: embedded.EmbeddedServer, schema_template: str
+) -> Iterator[PostgresWorld]:
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE shared TEMPLATE {schema_template}")
+    world = PostgresWorld(database_of(postgres_server.url, "shared"))
+    yield world
+    world.close()
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE shared WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres_world(_shared_world: PostgresWorld) -> PostgresWorld:
+    """An empty store in Postgres. Its database is shared: making one takes longer than a test."""
+    _shared_world.clear()
+    return _shared_world
+
+
+@pytest.fixture(params=["postgres", "simulated"])
+def world(request: pytest.FixtureRequest) -> World:
+    """An empty store of either kind."""
+    if request.param == "postgres":
+        postgres: PostgresWorld = request.getfixturevalue("postgres_world")
+        return postgres
+    return SimWorld()
+
+
+@pytest.fixture
+def cluster(world: World) -> Cluster:
+    """Two nodes and a job in a store of either kind."""
+    return Cluster(world)
+
+
+def database_of(url: str, name: str) -> str:
+    """The URL of another database of the same server."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

@@ -1,0 +1,717 @@
+"""What every store must do, on the one in Postgres and on the simulator's."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from regrow.gcs import operations as ops
+from regrow.gcs.operations import APPLIED, BEHIND, CONFLICT, FENCED, Append, Batch, Outcome
+from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
+from regrow.ids import object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    PENDING,
+    SYSTEM_ERROR,
+    TASK_ERROR,
+    HeldTask,
+    Return,
+    SystemFailure,
+    encode,
+    failure_decoder,
+    header_decoder,
+)
+from tests.store.worlds import (
+    FUNCTION,
+    TTL_S,
+    Cluster,
+    World,
+    large,
+    small,
+    view,
+)
+
+
+def task_ids(held: list[HeldTask]) -> list[bytes]:
+    return [header_decoder.decode(task.spec).task_id for task in held]
+
+
+# --- leadership -----------------------------------------------------------------------------------
+
+
+def test_one_leads_until_its_time_is_up(world: World) -> None:
+    first = world.execute(ops.Lead("a", 0, TTL_S))
+    assert first.epoch == 1
+    assert world.execute(ops.Lead("b", 0, TTL_S)).epoch == 0
+    world.advance(TTL_S - 1)
+    assert world.execute(ops.Lead("a", 1, TTL_S)).epoch == 1
+    world.advance(TTL_S - 1)
+    assert world.execute(ops.Lead("b", 0, TTL_S)).epoch == 0
+    world.advance(2)
+    second = world.execute(ops.Lead("b", 0, TTL_S))
+    assert second.epoch == 2
+    assert second.cluster_id == first.cluster_id
+    assert second.now - first.now >= 2 * TTL_S
+    assert world.execute(ops.Lead("a", 1, TTL_S)).epoch == 0
+
+
+def test_a_lapsed_leader_that_nobody_replaced_renews(world: World) -> None:
+    assert world.execute(ops.Lead("a", 0, TTL_S)).epoch == 1
+    world.advance(10 * TTL_S)
+    assert world.execute(ops.Lead("a", 1, TTL_S)).epoch == 1
+
+
+def test_a_holder_whose_answer_was_lost_acquires_again(world: World) -> None:
+    world.execute(ops.Lead("a", 0, TTL_S))
+    assert world.execute(ops.Lead("a", 0, TTL_S)).epoch == 2
+
+
+def test_writes_of_an_old_epoch_change_nothing(cluster: Cluster) -> None:
+    task = cluster.task()
+    cluster.log(cluster.nodes[0], Batch(submitted=[task]))
+    before = cluster.world.tables()
+    cluster.world.advance(2 * TTL_S)
+    cluster.do(ops.Lead("usurper", 0, TTL_S))
+    old, node = cluster.epoch, cluster.nodes[0]
+    for write in (
+        ops.RegisterNode(old, view(), TTL_S),
+        ops.Fence(old, *node, "why", []),
+        ops.Sweep(old, []),
+        ops.NodeLeft(old, *node, []),
+        ops.CreateJob(old, b"another root....", "x", 1),
+        ops.EndJob(old, cluster.job, "finished"),
+        ops.ReserveActorName(old, b"a" * 16, "name", "", cluster.job, b"f" * 16),
+        ops.GrantRebuilds(old, [task.header.task_id], node),
+        ops.WriteEvent(old, ops.Event("kind", b"", "message")),
+        ops.UpdateResources(old, node[0], {"CPU": 1}),
+    ):
+        assert cluster.do(write) == ops.NotLeader(), write
+    assert cluster.world.tables() == before
+
+
+# --- nodes ----------------------------------------------------------------------------------------
+
+
+def test_nodes_are_numbered_from_one_and_lives_too(cluster: Cluster) -> None:
+    assert cluster.nodes == [(1, 1), (2, 1)]
+    again = cluster.do(ops.RegisterNode(cluster.epoch, view(1), TTL_S))
+    assert again == ops.NodeRegistered(1, 2, 1)
+    assert cluster.append((1, 1)).verdict == FENCED
+
+
+def test_a_node_that_was_dead_already_fences_nobody_by_coming_back(cluster: Cluster) -> None:
+    cluster.do(ops.Fence(cluster.epoch, 1, 1, "why", []))
+    again = cluster.do(ops.RegisterNode(cluster.epoch, view(1), TTL_S))
+    assert again == ops.NodeRegistered(1, 2, 0)
+
+
+def test_a_node_id_of_another_database_is_replaced(cluster: Cluster) -> None:
+    assert cluster.do(ops.RegisterNode(cluster.epoch, view(77), TTL_S)) == ops.NodeRegistered(
+        3, 1, 0
+    )
+
+
+def test_nodes_are_read_in_their_newest_life(cluster: Cluster) -> None:
+    cluster.register(1)
+    cluster.do(ops.Fence(cluster.epoch, 2, 1, "why", []))
+    cluster.do(ops.UpdateResources(cluster.epoch, 1, {"CPU": 5, "GPU": 1}))
+    first, second = cluster.do(ops.ReadNodes()).nodes
+    assert (first.node_id, first.incarnation, first.alive) == (1, 2, True)
+    assert first.total == {"CPU": 5, "GPU": 1}
+    assert (first.labels, first.hostname, first.port) == ({"zone": "a"}, "host", 7000)
+    assert (second.node_id, second.incarnation, second.alive) == (2, 1, False)
+
+
+def test_each_batch_renews_the_lease(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    cluster.world.advance(2)
+    cluster.log(one, Batch())
+    cluster.world.advance(2)
+    leases = {(n, i): left_s for n, i, left_s in cluster.do(ops.ReadLeases()).nodes}
+    assert leases[one] > 0 > leases[two]
+
+
+def test_a_renewed_lease_saves_a_node_from_being_fenced_as_expired(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    cluster.world.advance(TTL_S + 1)
+    cluster.log(one, Batch())
+    assert not cluster.do(ops.Fence(cluster.epoch, *one, "late", [two], True)).landed
+    assert cluster.do(ops.Fence(cluster.epoch, *two, "late", [one], True)).landed
+    assert [n[:2] for n in cluster.do(ops.ReadLeases()).nodes] == [one]
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_batch_sent_again_is_answered_as_applied_and_written_once(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    batch = Batch(submitted=[cluster.task()], events=[ops.Event("kind", b"", "once")])
+    cluster.log(node, batch)
+    before = cluster.world.tables()
+    assert cluster.world.append(Append(*node, 1, batch)).verdict == APPLIED
+    assert cluster.world.tables() == before
+
+
+def test_a_batch_from_the_future_finds_the_database_behind(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    before = cluster.world.tables()
+    batch = Batch(submitted=[cluster.task()])
+    assert cluster.world.append(Append(*node, 2, batch)).verdict == BEHIND
+    assert cluster.world.tables() == before
+
+
+def test_a_node_the_database_never_heard_of_finds_it_behind(cluster: Cluster) -> None:
+    assert cluster.world.append(Append(9, 1, 1, Batch())).verdict == BEHIND
+
+
+def test_a_fenced_incarnation_writes_nothing(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    cluster.do(ops.Fence(cluster.epoch, *two, "why", [one]))
+    before = cluster.world.tables()
+    assert cluster.append(two, Batch(submitted=[cluster.task(two)])).verdict == FENCED
+    assert cluster.world.tables() == before
+
+
+def test_a_batch_for_an_unknown_job_is_rejected(cluster: Cluster) -> None:
+    before = cluster.world.tables()
+    batch = Batch(submitted=[cluster.task(), cluster.task(job=99)])
+    answer = cluster.append(cluster.nodes[0], batch)
+    assert (answer.verdict, answer.detail) == (CONFLICT, "job 99 is not in the log")
+    assert cluster.world.tables() == before
+
+
+def test_a_batch_may_hold_everything_at_once(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    other_root = b"another job root"
+    other = cluster.do(ops.CreateJob(cluster.epoch, other_root, "other.py", 8)).job
+    early = cluster.task()
+    cluster.log(one, Batch(submitted=[early]))
+    done = cluster.task(num_returns=2, job=other, resources={"GPU": 5000})
+    done = replace(
+        done,
+        outcome=Outcome(
+            done.header.task_id, 1, OK, [Return(3, b"a" * 16, b"one"), Return(5, b"b" * 16, None)]
+        ),
+    )
+    moved, actor = cluster.task(), cluster.task(kind=ACTOR_CREATION, outcome=small())
+    put = ops.PutRow(cluster.put_id(), cluster.driver, cluster.job, 3, b"p" * 16, b"put", [])
+    cluster.log(
+        one,
+        Batch(
+            functions=[FUNCTION, FUNCTION],
+            submitted=[done, moved, actor],
+            outcomes=[small(task_id=early.header.task_id)],
+            holders=[ops.NewHolder(moved.header.task_id, 1, two)],
+            puts=[put],
+            stored=[(put.object_id, "a/path")],
+            actors=[(actor.header.task_id, cluster.job, True, None)],
+            events=[ops.Event("one", b"s", "first"), ops.Event("two", b"", "nul \0 in it")],
+        ),
+    )
+    states = cluster.do(
+        ops.ReadTasks([early.header.task_id, done.header.task_id, moved.header.task_id])
+    ).tasks
+    assert [(s.status, s.holder) for s in states] == [(OK, 0), (OK, 0), (PENDING, two[0])]
+    assert [(v.data, v.size) for v in states[1].values] == [(b"one", 3), (None, 5)]
+    [row] = cluster.do(ops.ReadObjects([put.object_id])).objects
+    assert (row.stored, row.made_by, row.value.data) == ("a/path", "driver_put", b"put")
+    assert cluster.do(ops.ReadActor(actor.header.task_id)).state == "alive"
+
+
+def test_a_conflict_rejects_the_whole_batch(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    held = cluster.task(two)
+    cluster.log(one, Batch(submitted=[held]))
+    before = cluster.world.tables()
+    answer = cluster.append(
+        one,
+        Batch(
+            submitted=[cluster.task(outcome=small())],
+            outcomes=[small(task_id=held.header.task_id)],
+            events=[ops.Event("kind", b"", "message")],
+        ),
+    )
+    assert answer.verdict == CONFLICT
+    assert held.header.task_id.hex() in answer.detail
+    assert cluster.world.tables() == before
+    leases = cluster.do(ops.ReadLeases()).nodes
+    assert [lease[:2] for lease in leases] == [one, two]
+
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+def test_an_outcome_of_a_task_logged_before_finishes_it(cluster: Cluster) -> None:
+    task = cluster.task()
+    task_id = task.header.task_id
+    cluster.log(cluster.nodes[0], Batch(submitted=[task]))
+    assert cluster.do(ops.ReadTasks([task_id])).tasks[0].status == PENDING
+    cluster.log(cluster.nodes[0], Batch(outcomes=[small(b"81", task_id, attempt=3)]))
+    [state] = cluster.do(ops.ReadTasks([task_id])).tasks
+    assert (state.known, state.status, state.holder) == (True, OK, 0)
+    [value] = state.values
+    assert (value.object_id, value.data, value.digest) == (
+        object_id(task_id, 0), b"81", b"digest of 81",
+    )  # fmt: skip
+    assert cluster.world.tables()["unfinished"] == []
+
+
+def test_the_same_outcome_twice_is_no_conflict_and_another_is(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task(outcome=small())
+    task_id = task.header.task_id
+    cluster.log(node, Batch(submitted=[task]))
+    cluster.log(node, Batch(outcomes=[small(task_id=task_id)]))
+    cluster.log(node, Batch(submitted=[task]))
+    assert cluster.append(node, Batch(outcomes=[small(b"50", task_id)])).verdict == CONFLICT
+
+
+def test_another_status_is_another_outcome(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task(outcome=small())
+    cluster.log(node, Batch(submitted=[task]))
+    error = Outcome(task.header.task_id, 1, TASK_ERROR, small().returns)
+    assert cluster.append(node, Batch(outcomes=[error])).verdict == CONFLICT
+
+
+def test_without_digests_outcomes_are_compared_by_their_bytes(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task()
+    task_id = task.header.task_id
+    same = Outcome(task_id, 1, OK, [Return(2, b"", b"49")])
+    other = Outcome(task_id, 1, OK, [Return(2, b"", b"50")])
+    cluster.log(node, Batch(submitted=[replace(task, outcome=same)]))
+    cluster.log(node, Batch(outcomes=[same]))
+    assert cluster.append(node, Batch(outcomes=[other])).verdict == CONFLICT
+
+
+def test_a_second_return_that_differs_is_a_conflict(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task(num_returns=2)
+    task_id = task.header.task_id
+    first = Return(1, b"a" * 16, b"1")
+    one = Outcome(task_id, 1, OK, [first, Return(1, b"b" * 16, b"2")])
+    other = Outcome(task_id, 1, OK, [first, Return(1, b"c" * 16, b"3")])
+    cluster.log(node, Batch(submitted=[task], outcomes=[one]))
+    cluster.log(node, Batch(outcomes=[one]))
+    assert cluster.append(node, Batch(outcomes=[other])).verdict == CONFLICT
+
+
+def test_a_spec_sent_again_with_an_outcome_finishes_the_row_that_is_there(
+    cluster: Cluster,
+) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task()
+    cluster.log(node, Batch(submitted=[task]))
+    resent = replace(task, outcome=small(task_id=task.header.task_id))
+    cluster.log(node, Batch(submitted=[resent, cluster.task()]))
+    [state] = cluster.do(ops.ReadTasks([task.header.task_id])).tasks
+    assert state.status == OK
+
+
+def test_a_spec_sent_again_does_not_move_the_task(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    cluster.log(one, Batch(submitted=[task]))
+    cluster.log(two, Batch(submitted=[replace(task, holder=two)]))
+    [state] = cluster.do(ops.ReadTasks([task.header.task_id])).tasks
+    assert (state.status, state.holder) == (PENDING, one[0])
+
+
+def test_a_spec_with_an_outcome_of_a_task_held_elsewhere_is_a_conflict(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    cluster.log(one, Batch(submitted=[task]))
+    claimed = replace(task, holder=two, outcome=small(task_id=task.header.task_id))
+    assert cluster.append(two, Batch(submitted=[claimed])).verdict == CONFLICT
+
+
+def test_an_outcome_of_an_unknown_task_is_a_conflict(cluster: Cluster) -> None:
+    batch = Batch(outcomes=[small(task_id=b"u" * 16)])
+    assert cluster.append(cluster.nodes[0], batch).verdict == CONFLICT
+
+
+def test_all_objects_of_a_failed_task_share_its_error(cluster: Cluster) -> None:
+    task = cluster.task(num_returns=2)
+    task_id = task.header.task_id
+    data = encode(SystemFailure("worker_crashed", "it crashed"))
+    failed = Outcome(task_id, 2, SYSTEM_ERROR, [Return(len(data), b"", data)], error="crashed")
+    cluster.log(cluster.nodes[0], Batch(submitted=[replace(task, outcome=failed)]))
+    [state] = cluster.do(ops.ReadTasks([task_id])).tasks
+    assert [(v.object_id, v.status, v.data) for v in state.values] == [
+        (object_id(task_id, index), SYSTEM_ERROR, data) for index in (0, 1)
+    ]
+    rows = cluster.do(ops.ReadObjects([object_id(task_id, 1), object_id(task_id, 2)])).objects
+    assert [(row.known, row.status) for row in rows] == [(True, SYSTEM_ERROR), (False, 0)]
+
+
+def test_a_task_without_returns_finishes(cluster: Cluster) -> None:
+    task = cluster.task(num_returns=0)
+    ended = Outcome(task.header.task_id, 1, OK, [])
+    cluster.log(cluster.nodes[0], Batch(submitted=[replace(task, outcome=ended)]))
+    cluster.log(cluster.nodes[0], Batch(outcomes=[ended]))
+    [state] = cluster.do(ops.ReadTasks([task.header.task_id])).tasks
+    assert (state.status, state.values) == (OK, [])
+
+
+# --- holders --------------------------------------------------------------------------------------
+
+
+def test_a_task_handed_over_is_finished_by_its_new_holder_only(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    task_id = task.header.task_id
+    cluster.log(one, Batch(submitted=[task]))
+    cluster.log(one, Batch(holders=[ops.NewHolder(task_id, 1, two)]))
+    assert cluster.append(one, Batch(outcomes=[small(task_id=task_id)])).verdict == CONFLICT
+    cluster.log(two, Batch(outcomes=[small(task_id=task_id)]))
+
+
+def test_only_the_holder_hands_a_task_over(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    task_id = task.header.task_id
+    cluster.log(one, Batch(submitted=[task]))
+    taken = Batch(holders=[ops.NewHolder(task_id, 2, two)])
+    assert cluster.append(two, taken).verdict == CONFLICT
+
+
+def test_a_task_that_moves_twice_in_a_batch_is_with_the_last(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    task_id = task.header.task_id
+    cluster.log(one, Batch(submitted=[task]))
+    moves = [ops.NewHolder(task_id, 2, one), ops.NewHolder(task_id, 3, two)]
+    cluster.log(one, Batch(holders=moves))
+    assert cluster.world.tables()["tasks"] == [(task_id, PENDING, *two, 3)]
+
+
+def test_a_finished_task_cannot_be_handed_over(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one, outcome=small())
+    cluster.log(one, Batch(submitted=[task]))
+    moved = Batch(holders=[ops.NewHolder(task.header.task_id, 1, two)])
+    assert cluster.append(one, moved).verdict == CONFLICT
+
+
+# --- deaths ---------------------------------------------------------------------------------------
+
+
+def test_a_dead_nodes_tasks_go_to_their_submitter_with_the_next_attempt(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    third = cluster.register()
+    tasks = [cluster.task(two, submitter=one[0], attempt=2) for _ in range(3)]
+    done = cluster.task(two, outcome=small())
+    cluster.log(two, Batch(functions=[FUNCTION], submitted=[*tasks, done]))
+    fenced = cluster.do(ops.Fence(cluster.epoch, *two, "why", [third]))
+    assert fenced.landed
+    assert list(fenced.reassigned) == [one[0]]
+    given = fenced.reassigned[one[0]]
+    assert task_ids(given) == [task.header.task_id for task in tasks]
+    assert [(task.attempt, task.submitter) for task in given] == [(3, one[0])] * 3
+    assert [bytes(task.spec) for task in given] == [task.spec for task in tasks]
+    assert fenced.functions == [FUNCTION]
+    cluster.log(one, Batch(outcomes=[small(task_id=task.header.task_id) for task in tasks]))
+
+
+def test_tasks_of_a_submitter_that_is_dead_too_go_to_the_heirs_in_turn(cluster: Cluster) -> None:
+    two = cluster.nodes[1]
+    third, fourth = cluster.register(), cluster.register()
+    tasks = [cluster.task(two, submitter=two[0]) for _ in range(4)]
+    cluster.log(two, Batch(submitted=tasks))
+    dead_heir = (8, 1)
+    fenced = cluster.do(ops.Fence(cluster.epoch, *two, "why", [third, dead_heir, fourth]))
+    ids = [task.header.task_id for task in tasks]
+    assert {node: task_ids(given) for node, given in fenced.reassigned.items()} == {
+        third[0]: ids[0::2],
+        fourth[0]: ids[1::2],
+    }
+
+
+def test_a_submitter_that_came_back_is_an_heir_in_its_new_life(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(two, submitter=one[0])
+    cluster.log(two, Batch(submitted=[task]))
+    again = cluster.register(one[0])
+    cluster.do(ops.Fence(cluster.epoch, *two, "why", []))
+    assert cluster.world.tables()["tasks"] == [(task.header.task_id, PENDING, *again, 2)]
+
+
+def test_without_an_heir_tasks_wait_for_a_sweep(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(two, submitter=two[0])
+    task_id = task.header.task_id
+    cluster.log(two, Batch(submitted=[task]))
+    assert cluster.do(ops.Fence(cluster.epoch, *two, "why", [])).reassigned == {}
+    assert cluster.do(ops.ReadTasks([task_id])).tasks[0].holder == 0
+    assert cluster.do(ops.ReadObjects([object_id(task_id, 0)])).objects[0].holder == 0
+    swept = cluster.do(ops.Sweep(cluster.epoch, [one]))
+    assert task_ids(swept.reassigned[one[0]]) == [task_id]
+    assert cluster.do(ops.Sweep(cluster.epoch, [one])).reassigned == {}
+
+
+def test_a_hand_over_to_a_dead_node_is_found_by_a_sweep(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(one)
+    cluster.log(one, Batch(submitted=[task]))
+    cluster.do(ops.Fence(cluster.epoch, *two, "why", [one]))
+    cluster.log(one, Batch(holders=[ops.NewHolder(task.header.task_id, 1, two)]))
+    swept = cluster.do(ops.Sweep(cluster.epoch, []))
+    assert task_ids(swept.reassigned[one[0]]) == [task.header.task_id]
+
+
+def test_fencing_twice_lands_once_and_tells_what_the_first_gave_away(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    tasks = [cluster.task(two) for _ in range(2)]
+    cluster.log(two, Batch(submitted=tasks))
+    fence = ops.Fence(cluster.epoch, *two, "why", [one])
+    first = cluster.do(fence)
+    second = cluster.do(fence)
+    assert (first.landed, second.landed) == (True, False)
+    assert task_ids(second.reassigned[one[0]]) == task_ids(first.reassigned[one[0]])
+    cluster.log(one, Batch(outcomes=[small(task_id=tasks[0].header.task_id)]))
+    assert task_ids(cluster.do(fence).reassigned[one[0]]) == [tasks[1].header.task_id]
+
+
+def test_fencing_a_node_that_never_was_does_nothing(cluster: Cluster) -> None:
+    assert cluster.do(ops.Fence(cluster.epoch, 9, 1, "why", [])) == ops.NodeFenced(False, {}, [])
+
+
+def test_a_node_that_leaves_uses_no_attempt_up(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    task = cluster.task(two)
+    cluster.log(two, Batch(submitted=[task]))
+    left = cluster.do(ops.NodeLeft(cluster.epoch, *two, [one]))
+    assert [held.attempt for held in left.reassigned[one[0]]] == [1]
+    assert cluster.append(two).verdict == FENCED
+
+
+def test_what_was_given_is_read_again_until_it_is_handed_over_or_ends(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    third = cluster.register()
+    tasks = [cluster.task(two) for _ in range(3)]
+    ids = [task.header.task_id for task in tasks]
+    own = cluster.task(one)
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=[own]))
+    cluster.log(two, Batch(submitted=tasks))
+    cluster.do(ops.Fence(cluster.epoch, *two, "why", [one]))
+    given = cluster.do(ops.ReadGiven(*one))
+    assert task_ids(given.tasks) == ids
+    assert given.functions == [FUNCTION]
+    moved = ops.NewHolder(ids[0], 2, third)
+    cluster.log(one, Batch(holders=[moved], outcomes=[small(task_id=ids[1])]))
+    assert task_ids(cluster.do(ops.ReadGiven(*one)).tasks) == [ids[2]]
+    assert cluster.do(ops.ReadGiven(*third)).tasks == []
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def test_a_job_is_created_once_per_root(cluster: Cluster) -> None:
+    again = cluster.do(ops.CreateJob(cluster.epoch, cluster.job_root, "main.py", 7))
+    assert again.job == cluster.job
+    other = cluster.do(ops.CreateJob(cluster.epoch, b"another job root", "other.py", 8)).job
+    assert cluster.do(ops.ReadJobs()).jobs == [
+        (cluster.job, cluster.job_root), (other, b"another job root"),
+    ]  # fmt: skip
+    assert cluster.do(ops.ReadJob(other)) == ops.JobRow(True, b"another job root", True)
+    assert cluster.do(ops.ReadJob(99)) == ops.JobRow(False)
+
+
+def test_the_end_of_a_job_cancels_its_tasks_and_no_others(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    other = cluster.do(ops.CreateJob(cluster.epoch, b"another job root", "other.py", 8)).job
+    mine, done, theirs = cluster.task(), cluster.task(outcome=small()), cluster.task(job=other)
+    cluster.log(node, Batch(submitted=[mine, done, theirs]))
+    assert cluster.do(ops.EndJob(cluster.epoch, cluster.job, "failed")) == ops.Done()
+    assert cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished")) == ops.Done()
+    assert cluster.world.tables()["jobs"] == [(cluster.job, "failed"), (other, "running")]
+    states = cluster.do(ops.ReadTasks([t.header.task_id for t in (mine, done, theirs)])).tasks
+    assert [state.status for state in states] == [SYSTEM_ERROR, OK, PENDING]
+    data = states[0].values[0].data
+    assert data is not None
+    assert failure_decoder.decode(data).code == "cancelled"
+    assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root")]
+
+
+def test_outcomes_and_hand_overs_of_cancelled_tasks_are_passed_over(cluster: Cluster) -> None:
+    one, two = cluster.nodes
+    tasks = [cluster.task(num_returns=2) for _ in range(2)]
+    ids = [task.header.task_id for task in tasks]
+    cluster.log(one, Batch(submitted=tasks))
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    late = Outcome(ids[0], 1, OK, [Return(1, b"a" * 16, b"1"), Return(1, b"b" * 16, b"2")])
+    cluster.log(one, Batch(outcomes=[late], holders=[ops.NewHolder(ids[1], 1, two)]))
+    states = cluster.do(ops.ReadTasks(ids)).tasks
+    assert [state.status for state in states] == [SYSTEM_ERROR, SYSTEM_ERROR]
+    assert cluster.do(ops.ReadObjects([object_id(ids[0], 1)])).objects[0].status == SYSTEM_ERROR
+
+
+def test_a_spec_that_arrives_after_its_jobs_end_is_cancelled(cluster: Cluster) -> None:
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    late, done = cluster.task(), cluster.task(outcome=small())
+    cluster.log(cluster.nodes[0], Batch(submitted=[late, done]))
+    states = cluster.do(ops.ReadTasks([late.header.task_id, done.header.task_id])).tasks
+    assert [state.status for state in states] == [SYSTEM_ERROR, OK]
+    assert cluster.world.tables()["unfinished"] == []
+
+
+# --- functions and actors -------------------------------------------------------------------------
+
+
+def test_functions_are_stored_once(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    other = replace(FUNCTION, function_id=b"g" * 16, fingerprint=b"code")
+    cluster.log(node, Batch(functions=[FUNCTION, other]))
+    cluster.log(node, Batch(functions=[replace(FUNCTION, name="renamed")]))
+    found = cluster.do(ops.ReadFunctions([b"g" * 16, b"f" * 16, b"h" * 16])).functions
+    assert found == [FUNCTION, other]
+
+
+def create_actor(cluster: Cluster, job: int = 0) -> bytes:
+    """The id of an actor that lives on the first node."""
+    creation = cluster.task(kind=ACTOR_CREATION, outcome=small(), job=job)
+    actor_id = creation.header.task_id
+    actors = Batch(submitted=[creation], actors=[(actor_id, job or cluster.job, True, None)])
+    cluster.log(cluster.nodes[0], actors)
+    return actor_id
+
+
+def test_an_actor_is_found_from_its_creation_on(cluster: Cluster) -> None:
+    creation = cluster.task(kind=ACTOR_CREATION)
+    actor_id = creation.header.task_id
+    assert not cluster.do(ops.ReadActor(actor_id)).found
+    cluster.log(cluster.nodes[0], Batch(submitted=[creation]))
+    pending = cluster.do(ops.ReadActor(actor_id))
+    assert (pending.state, pending.job) == ("pending", cluster.job)
+    assert pending.function_id == FUNCTION.function_id
+    started = Batch(
+        outcomes=[small(task_id=actor_id)], actors=[(actor_id, cluster.job, True, None)]
+    )
+    cluster.log(cluster.nodes[0], started)
+    alive = cluster.do(ops.ReadActor(actor_id))
+    assert (alive.state, alive.node_id, alive.incarnation) == ("alive", *cluster.nodes[0])
+    assert alive.function_id == FUNCTION.function_id
+
+
+def test_an_actor_whose_creation_failed_is_dead(cluster: Cluster) -> None:
+    creation = cluster.task(kind=ACTOR_CREATION)
+    actor_id = creation.header.task_id
+    reserve = ops.ReserveActorName(
+        cluster.epoch, actor_id, "name", "", cluster.job, FUNCTION.function_id
+    )
+    assert cluster.do(reserve).state == "pending"
+    failed = Outcome(actor_id, 1, TASK_ERROR, [Return(1, b"", b"!")], error="ValueError")
+    cluster.log(cluster.nodes[0], Batch(submitted=[replace(creation, outcome=failed)]))
+    row = cluster.do(ops.ReadActor(actor_id))
+    assert row.state == "dead"
+    assert row.error is not None
+    assert "ValueError" in row.error.message
+
+
+def test_death_is_final(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster)
+    why = SystemFailure("actor_died", "killed")
+    cluster.log(cluster.nodes[0], Batch(actors=[(actor_id, cluster.job, False, why)]))
+    cluster.log(cluster.nodes[1], Batch(actors=[(actor_id, cluster.job, True, None)]))
+    row = cluster.do(ops.ReadActor(actor_id))
+    assert (row.state, row.error) == ("dead", why)
+
+
+def test_an_actor_dies_with_its_node(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster)
+    one, two = cluster.nodes
+    fenced = cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+    assert fenced.actors == [(actor_id, cluster.job)]
+    row = cluster.do(ops.ReadActor(actor_id))
+    assert (row.state, row.error) == ("dead", ACTOR_LOST)
+
+
+def test_actors_end_with_their_job_and_none_begins_after_it(cluster: Cluster) -> None:
+    actor_id, later = create_actor(cluster), cluster.new_id()
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    row = cluster.do(ops.ReadActor(actor_id))
+    assert (row.state, row.error) == ("dead", JOB_ENDED)
+    cluster.log(cluster.nodes[0], Batch(actors=[(later, cluster.job, True, None)]))
+    assert cluster.do(ops.ReadActor(later)).state == "dead"
+
+
+def test_a_name_is_held_by_one_living_actor_per_namespace(cluster: Cluster) -> None:
+    def reserve(actor_id: bytes, namespace: str = "space") -> ops.ActorRow:
+        row: ops.ActorRow = cluster.do(
+            ops.ReserveActorName(
+                cluster.epoch, actor_id, "name", namespace, cluster.job, FUNCTION.function_id
+            )
+        )
+        return row
+
+    first, second = create_actor(cluster), cluster.new_id()
+    assert reserve(first).actor_id == first
+    assert reserve(first).actor_id == first
+    assert reserve(second).actor_id == first
+    assert reserve(second, "elsewhere").actor_id == second
+    named = cluster.do(ops.ReadActor(b"", "name", "space"))
+    assert (named.actor_id, named.name, named.state) == (first, "name", "alive")
+    assert not cluster.do(ops.ReadActor(b"", "name", "nowhere")).found
+    why = SystemFailure("actor_died", "killed")
+    cluster.log(cluster.nodes[0], Batch(actors=[(first, cluster.job, False, why)]))
+    assert not cluster.do(ops.ReadActor(b"", "name", "space")).found
+    third = cluster.new_id()
+    assert reserve(third).actor_id == third
+    assert reserve(third).state == "pending"
+
+
+def test_names_of_ended_jobs_are_not_reserved(cluster: Cluster) -> None:
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    reserve = ops.ReserveActorName(cluster.epoch, b"a" * 16, "name", "", cluster.job, b"f" * 16)
+    assert not cluster.do(reserve).found
+
+
+# --- objects --------------------------------------------------------------------------------------
+
+
+def test_an_object_says_who_makes_it_again(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task(outcome=large(), max_retries=5)
+    call = cluster.task(kind=ACTOR_CALL, actor_id=b"a" * 16, outcome=large())
+    task_id, call_id = task.header.task_id, call.header.task_id
+    by_task, by_call, by_driver = cluster.put_id(), cluster.put_id(), cluster.put_id()
+    puts = [
+        ops.PutRow(put, parent, cluster.job, 9000, b"p" * 16, None, [object_id(task_id, 0)])
+        for put, parent in ((by_task, task_id), (by_call, call_id), (by_driver, cluster.driver))
+    ]
+    cluster.log(node, Batch(submitted=[task, call], puts=puts))
+    ids = [object_id(task_id, 0), object_id(call_id, 0), by_task, by_call, by_driver, b"?" * 20]
+    rows = cluster.do(ops.ReadObjects(ids)).objects
+    assert [row.object_id for row in rows] == ids
+    assert [(row.known, row.made_by, row.producer, row.max_retries) for row in rows] == [
+        (True, "task", task_id, 5),
+        (True, "actor_call", call_id, 0),
+        (True, "put", task_id, 5),
+        (True, "put", call_id, 0),
+        (True, "driver_put", b"", 0),
+        (False, "task", b"", 0),
+    ]
+    assert rows[2].value is not None
+    assert rows[2].value.refs == [object_id(task_id, 0)]
+    assert (rows[2].value.size, rows[2].value.data) == (9000, None)
+
+
+def test_a_put_twice_must_be_the_same(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    put = ops.PutRow(cluster.put_id(), cluster.driver, cluster.job, 3, b"p" * 16, b"put", [])
+    cluster.log(node, Batch(puts=[put, put]))
+    cluster.log(node, Batch(puts=[put]))
+    assert cluster.append(node, Batch(puts=[replace(put, digest=b"q" * 16)])).verdict == CONFLICT
+
+
+def test_the_last_place_of_stored_bytes_counts(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    task = cluster.task(num_returns=2, outcome=large())
+    second = object_id(task.header.task_id, 1)
+    made = Outcome(task.header.task_id, 1, OK, [large().returns[0], large().returns[0]])
+    cluster.log(node, Batch(submitted=[replace(task, outcome=made)], stored=[(second, "a")]))
+    cluster.log(node, Batch(stored=[(second, "b"), (second, "c")]))
+    [row] = cluster.do(ops.ReadObjects([second])).objects
+    assert (row.stored, row.known) == ("c", True)
