@@ -132,8 +132,9 @@ class Executor:
         return TaskDone(spec.task_id, run.attempt, status, returns, duration_us, retry)
 
     def _call(self, spec: TaskSpec, run: RunTask) -> list[Any]:
+        target = self.target(spec)  # first: it brings the folders of the program's modules
         args, kwargs = self.arguments(spec, run)
-        result = self.target(spec)(*args, **kwargs)
+        result = target(*args, **kwargs)
         if spec.kind == ACTOR_CREATION:
             self.actor, result = result, None
         return self.split(spec, result)

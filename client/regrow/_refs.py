@@ -237,7 +237,7 @@ class RefTable:
                 waiters = ref._waiters
                 if waiters is None:
                     ref._waiters = waiter
-                elif type(waiters) is list:
+                elif isinstance(waiters, list):
                     waiters.append(waiter)
                 else:
                     ref._waiters = [waiters, waiter]
@@ -251,7 +251,7 @@ class RefTable:
                 waiters = ref._waiters
                 if waiters is waiter:
                     ref._waiters = None
-                elif type(waiters) is list:
+                elif isinstance(waiters, list):
                     ref._waiters = [other for other in waiters if other is not waiter] or None
 
     def _is_ready(self, ref: ObjectRef[Any], fetch: bool) -> bool:
@@ -399,7 +399,7 @@ def is_ready(ref: ObjectRef[Any], fetch: bool) -> bool:
 def _each(waiters: Waiter | list[Waiter] | None) -> Iterable[Waiter]:
     if waiters is None:
         return ()
-    return waiters if type(waiters) is list else (waiters,)  # type: ignore[return-value]
+    return waiters if isinstance(waiters, list) else (waiters,)
 
 
 _table: RefTable | None = None

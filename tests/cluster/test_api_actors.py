@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import regrow as ray
 from regrow.exceptions import ActorDiedError, RayActorError, RayTaskError, UnsupportedOptionError
 
@@ -135,7 +136,6 @@ def test_errors_of_a_method_leave_the_actor_alive() -> None:
 
 
 def test_a_failing_constructor_fails_the_calls() -> None:
-    @ray.remote
     class Broken:
         def __init__(self) -> None:
             raise ValueError("no such thing")
@@ -143,7 +143,7 @@ def test_a_failing_constructor_fails_the_calls() -> None:
         def method(self) -> None:
             """Never called."""
 
-    broken = Broken.remote()
+    broken = ray.remote(Broken).remote()
     with pytest.raises(RayActorError, match="constructor"):
         get(broken.method.remote())
 
@@ -260,7 +260,7 @@ def test_what_actors_refuse() -> None:
         counter.add()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         counter.nothing.remote()
-    with pytest.raises(TypeError, match="missing|unexpected|too many"):
+    with pytest.raises(TypeError, match=r"missing|unexpected|too many"):
         Counter.remote(1, 2, 3)
     for option in ({"max_restarts": 1}, {"lifetime": "detached"}, {"max_concurrency": 4}):
         with pytest.raises(UnsupportedOptionError):

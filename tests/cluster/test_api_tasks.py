@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 import regrow as ray
 from regrow.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
 
@@ -174,7 +175,7 @@ def test_get_refuses_what_is_no_reference() -> None:
     with pytest.raises(ValueError, match="Invalid type of object refs"):
         ray.get(3)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="Invalid type of object refs"):
-        ray.get([add.remote(1), 3])  # type: ignore[list-item]
+        ray.get([add.remote(1), 3])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not allowed"):
         ray.put(ray.put(1))
 
@@ -300,7 +301,7 @@ def buy(item: str) -> None:
 
 
 @ray.remote
-def failing(kind: str) -> None:
+def failing(kind: str) -> Any:
     if kind == "lookup":
         buy("tea")
     if kind == "shop":
@@ -314,12 +315,13 @@ def failing(kind: str) -> None:
     if kind == "interrupt":
         raise KeyboardInterrupt
     if kind == "result":
-        return threading.Lock()  # type: ignore[return-value]
+        return threading.Lock()
     if kind == "chained":
         try:
             buy("milk")
         except LookupError as error:
             raise ValueError("no milk") from error
+    return None
 
 
 def test_an_error_has_the_users_type_and_frames_only() -> None:
@@ -366,7 +368,7 @@ def test_errors_pass_through_dependent_and_nesting_tasks() -> None:
         ray.get(failing.remote("lookup"))
 
     with pytest.raises(LookupError):
-        get(add.remote(failing.remote("lookup")))  # type: ignore[arg-type]
+        get(add.remote(failing.remote("lookup")))
     with pytest.raises(LookupError, match="tea"):
         get(outer.remote())
 

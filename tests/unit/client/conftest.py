@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from regrow import _client
 from regrow._driver import Driver
 from regrow._refs import set_table
 from regrow.messages import Bye
-
 from tests.unit.client.fake_node import FakeNode
 
 

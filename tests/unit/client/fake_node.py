@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from regrow.messages import (
     OK,
@@ -83,7 +83,7 @@ class FakeNode:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> FakeNode:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

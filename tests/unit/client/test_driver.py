@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import regrow
 from regrow._driver import Driver
 from regrow.exceptions import (
@@ -38,7 +39,6 @@ from regrow.messages import (
     spec_decoder,
 )
 from regrow.objectstore.serialization import serialize
-
 from tests.unit.client.conftest import connect, disconnect
 from tests.unit.client.fake_node import FakeNode, arguments
 
@@ -141,8 +141,8 @@ def test_a_large_value_stays_pinned_while_a_view_lives(node: FakeNode, driver: D
     ref = add.remote(1)
     node.specs(1)
     node.settle_large(ref.binary(), np.arange(50_000))
-    first = regrow.get(ref)
-    part = regrow.get(ref)[10:20]
+    first: Any = regrow.get(ref)
+    part = first[10:20]
     del first
     gc.collect()
     other = add.remote(2)  # something that is sent
@@ -175,7 +175,8 @@ def test_a_reference_in_a_value_is_borrowed_then_subscribed_to(
     ref = add.remote(1)
     node.specs(1)
     node.settle(ref.binary(), [driver.refs.borrowed(inner_id)])
-    [inner] = regrow.get(ref)
+    values: Any = regrow.get(ref)
+    [inner] = values
     assert node.until(Borrow).object_ids == [inner_id]
     node.handlers[Subscribe] = lambda message: node.settle(message.object_ids[0], "inner")
     assert regrow.get(inner) == "inner"
@@ -332,8 +333,7 @@ def test_a_driver_without_any_node_fails_in_words(tmp_path: Path) -> None:
         with pytest.raises(ConnectionError, match="node of this driver died"):
             regrow.get(ref)
         with pytest.raises(ConnectionError, match="node of this driver died"):
-            for _ in range(1000):
-                add.remote(1)
+            [add.remote(1) for _ in range(1000)]
         disconnect(driver)
 
 
