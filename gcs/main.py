@@ -147,7 +147,8 @@ async def serve(options: Options, config: Config, url: str) -> str:
         driver_grace_s=config.driver_grace_s,
         ephemeral=options.ephemeral,
     )
-    service = ControlStore(settings, read_token(options.home), lambda: PostgresStore(url))
+    store = PostgresStore(url)
+    service = ControlStore(settings, read_token(options.home), store)
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
@@ -164,6 +165,7 @@ async def serve(options: Options, config: Config, url: str) -> str:
     finally:
         _retract(options)
         await service.close()
+        store.close()
 
 
 async def _listen(service: ControlStore, options: Options) -> str:

@@ -64,6 +64,9 @@ FIRST_MESSAGE_S: Final = 10.0
 FIRST_MESSAGE_BYTES: Final = 256 * 1024
 #: Nodes have so long to stop before the control store does.
 STOP_GRACE_S: Final = 5.0
+RESIGN_S: Final = 1.0
+#: Operations that are under way at the end have so long.
+LANES_S: Final = 5.0
 
 READS: Final = (
     operations.ReadLeases, operations.ReadGiven, operations.ReadJob, operations.ReadJobs,
@@ -73,39 +76,16 @@ READS: Final = (
 
 
 class Store(Protocol):
-    """Carries operations out; used by one thread."""
+    """Carries operations out; used by several threads."""
 
     def execute(self, operation: Operation) -> Result:
         """Blocks. Any exception means that the outcome is unknown."""
         ...
 
-    def close(self) -> None: ...
 
-
-class _Lane:
-    """A thread with a store of its own, made when it is first needed."""
-
-    def __init__(self, name: str, make_store: Callable[[], Store]) -> None:
-        self._make_store = make_store
-        self._store: Store | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"store-{name}")
-
-    def submit(self, operation: Operation) -> asyncio.Future[Result]:
-        return asyncio.wrap_future(self._thread.submit(self._execute, operation))
-
-    def _execute(self, operation: Operation) -> Result:
-        if self._store is None:
-            self._store = self._make_store()
-        return self._store.execute(operation)
-
-    def close(self) -> None:
-        """Does not wait for an operation that is under way."""
-        self._thread.submit(self._close_store)
-        self._thread.shutdown(wait=False)
-
-    def _close_store(self) -> None:
-        if self._store is not None:
-            self._store.close()
+def _lane(name: str) -> ThreadPoolExecutor:
+    """A thread, which does one operation after the other."""
+    return ThreadPoolExecutor(1, thread_name_prefix=f"store-{name}")
 
 
 class _Session:
@@ -122,21 +102,22 @@ class _Session:
 
 
 class ControlStore:
-    """``start``, then ``wait_stopped``, then ``close``; ``make_store`` is called on each thread."""
+    """``start``, then ``wait_stopped``, then ``close``. The store is the caller's to close."""
 
     def __init__(
         self,
         settings: Settings,
         token: str,
-        make_store: Callable[[], Store],
+        store: Store,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.core = Core(settings)
         self._token = token.encode()
+        self._store = store
         self._clock = clock
-        self._lead_lane = _Lane("lead", make_store)
-        self._write_lane = _Lane("write", make_store)
-        read_lanes = [_Lane("read-1", make_store), _Lane("read-2", make_store)]
+        self._lead_lane = _lane("lead")
+        self._write_lane = _lane("write")
+        read_lanes = [_lane("read-1"), _lane("read-2")]
         self._next_read_lane = itertools.cycle(read_lanes).__next__
         self._lanes = [self._lead_lane, self._write_lane, *read_lanes]
         self._server: Any = None
@@ -184,7 +165,7 @@ class ControlStore:
         return reason
 
     async def close(self) -> None:
-        """Ends all sessions. Leadership runs out by itself."""
+        """Ends all sessions, and gives leadership up, so that a successor need not wait."""
         self._closed = True
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -194,8 +175,26 @@ class ControlStore:
             await self._server.stop(0.2)
         for task in self._tasks:
             task.cancel()
-        for lane in self._lanes:
-            lane.close()
+        await self._resign()
+        try:
+            async with asyncio.timeout(LANES_S):
+                for lane in self._lanes:
+                    await asyncio.get_running_loop().run_in_executor(None, lane.shutdown)
+        except TimeoutError:
+            logger.warning("an operation on Postgres does not end")
+
+    async def _resign(self) -> None:
+        context = self.core.context
+        if not self.core.leads:
+            return
+        resign = operations.Lead(context.settings.holder, context.epoch, 0.0)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(RESIGN_S):
+                await loop.run_in_executor(self._lead_lane, self._store.execute, resign)
+        except Exception as error:  # it runs out by itself
+            self.failures += 1
+            logger.warning("leadership was not given up: %s: %s", type(error).__name__, error)
 
     # events and effects
 
@@ -250,7 +249,9 @@ class ControlStore:
     async def _execute(self, number: int, operation: Operation) -> None:
         result: Result | StoreFailed
         try:
-            result = await self._lane(operation).submit(operation)
+            lane = self._lane(operation)
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(lane, self._store.execute, operation)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -260,7 +261,7 @@ class ControlStore:
             result = StoreFailed(str(error))
         self._feed(StoreReplied(number, result))
 
-    def _lane(self, operation: Operation) -> _Lane:
+    def _lane(self, operation: Operation) -> ThreadPoolExecutor:
         if isinstance(operation, operations.Lead):
             return self._lead_lane
         if isinstance(operation, READS):
