@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from regrow.messages import (
+    ACTOR_CREATION,
     OK,
     PENDING,
     SYSTEM_ERROR,
@@ -324,8 +325,8 @@ class ObjectTable:
                 continue
             if value.data is None and value.status == OK and node_id not in entry.sources:
                 entry.sources.append(node_id)
-            if value.data is None or value.refs or self._is_actor(entry):
-                entry.teller = node_id
+            if value.data is None or value.refs or not self._is_plain_result(entry):
+                self._held_by(entry, node_id)
             self._core.tasks.remote_done(entry, value)
             self._settle(entry, value)
 
@@ -353,6 +354,7 @@ class ObjectTable:
                 self._core.relocate(entry)
             else:
                 entry.maker = where.maker
+                self._held_by(entry, where.maker)
                 if entry.task is not None:
                     entry.task.node = where.maker
                 self._core.relocate_if_dead(entry)
@@ -376,6 +378,8 @@ class ObjectTable:
                 entry.sources = [source for source in entry.sources if source != node_id]
                 if entry.wanted_here and entry.key is None and entry.awaiting_room is None:
                     lost.append(entry)
+            if entry.teller == node_id:
+                entry.teller = 0
             if entry.maker == node_id:
                 entry.maker = 0
                 if entry.task is None:
@@ -407,7 +411,19 @@ class ObjectTable:
             source = entry.sources[0]
             entry.maker = source
             entry.sources = []
+            self._held_by(entry, source)
             self._core.send_peer(source, Watch([entry.object_id]))
+
+    def _held_by(self, entry: Entry, node_id: int) -> None:
+        """The peer keeps the object for this node, until it is told that it need not."""
+        before, entry.teller = entry.teller, node_id
+        if before not in (0, node_id) and before not in entry.sources:
+            self._core.send_peer(before, PeerDrop([entry.object_id]))
+
+    @staticmethod
+    def _is_plain_result(entry: Entry) -> bool:
+        """Of a task that was handed over, which its runner tells and forgets where it is small."""
+        return entry.task is not None and entry.task.header.kind != ACTOR_CREATION
 
     def _is_actor(self, entry: Entry) -> bool:
         """Whether the object stands for an actor: its holders hold the actor."""
