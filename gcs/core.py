@@ -166,7 +166,7 @@ class Core:
             self._step_down()  # Postgres is away: whether another leads we cannot know
         if not self._leading_pending and self._lead_at <= now:
             self._leading_pending = True
-            self._lead_at = now + (ttl / 4 if context.epoch else ACQUIRE_S)
+            self._lead_at = now + (ttl / 3 if context.epoch else ACQUIRE_S)
             context.execute(Lead(context.settings.holder, context.epoch, ttl), _Leading(now))
 
     def _led(self, then: _Leading, reply: Reply) -> None:

@@ -28,6 +28,7 @@ from regrow.gcs.operations import (
 )
 from regrow.messages import Fenced, FunctionDef, HeldTask, NodeDied, Reassigned, Suspect
 
+#: Leases are read this often where one may run out soon, else half as often.
 LEASE_CHECK_S: Final = 0.5
 #: A task may be handed to a node just after it was fenced: such are looked for this often ...
 SWEEP_SOON_S: Final = 2.0
@@ -134,6 +135,8 @@ class Fencing:
         self._checking = False
         leases: Leases = reply.result
         ttl = self._context.settings.lease_ttl_s
+        if all(left_s > 2 * LEASE_CHECK_S for _, _, left_s in leases.nodes):
+            self._check_at = self._context.now + 2 * LEASE_CHECK_S
         if leases.database_up_s < ttl:
             self.not_before = max(self.not_before, self._context.now + ttl - leases.database_up_s)
         if self.not_before > self._context.now:

@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the control store until it is stopped. Returns the exit status."""
     options = parse_options(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     options.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         config = Config.from_environment()
