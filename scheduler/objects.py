@@ -414,6 +414,12 @@ class ObjectTable:
             self._held_by(entry, source)
             self._core.send_peer(source, Watch([entry.object_id]))
 
+    def expect_from(self, entry: Entry, node_id: int) -> None:
+        """A peer is about to make what somebody here, or another peer, waits for."""
+        entry.maker = node_id
+        self._held_by(entry, node_id)
+        self._core.send_peer_held(node_id, Watch([entry.object_id]))
+
     def _held_by(self, entry: Entry, node_id: int) -> None:
         """The peer keeps the object for this node, until it is told that it need not."""
         before, entry.teller = entry.teller, node_id

@@ -402,7 +402,8 @@ class TaskTable:
         core = self._core
         header = task.header
         fits = core.ledger.could_ever_fit(task.shape)
-        if fits and not header.strategy and not header.deps:
+        passed_on = task.submitter != core.node_id and not header.strategy.startswith("node:")
+        if fits and (passed_on or (not header.strategy and not header.deps)):
             self.stay(task)  # hot path; an overloaded node hands over what is queued (``offload``)
             return
         bytes_at: dict[int, int] = {}
@@ -533,6 +534,25 @@ class TaskTable:
         core.hand_over(
             node_id, HandedTask(task.spec, task.attempt, task.submitter, values, sources)
         )
+        if task.submitter != core.node_id:
+            self._pass_on(task, node_id)
+
+    def _pass_on(self, task: Task, node_id: int) -> None:
+        """A task of another node's client goes on to a third node: its result goes past this one."""
+        core = self._core
+        self._forget(task)
+        for oid in task.object_ids:
+            entry = core.objects.entries.get(oid)
+            if entry is None:
+                continue
+            entry.task = None
+            entry.maker = 0
+            if entry.peers is not None:
+                entry.peers.pop(task.submitter, None)
+            if entry.held:
+                core.objects.expect_from(entry, node_id)
+            else:
+                core.objects.free_unheld(entry)
 
     def function_of(self, handed: HandedTask) -> bytes:
         """The function that a handed-over task runs."""
