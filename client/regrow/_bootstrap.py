@@ -17,7 +17,7 @@ from pathlib import Path
 
 from regrow import _daemons, _home, config
 from regrow._daemons import Daemon, NodeDaemon, NodeOptions
-from regrow._home import DriverLock, GcsFile, NodeFile
+from regrow._home import GcsFile, NodeFile, Presence
 from regrow.exceptions import ClusterConnectionError, RaySystemError, UnsupportedOptionError
 
 START_TIMEOUT_S = 60.0
@@ -41,7 +41,7 @@ class Session:
         *,
         started: bool,
         ephemeral: bool,
-        lock: DriverLock | None,
+        lock: Presence | None,
         daemon: NodeDaemon | None = None,
     ) -> None:
         self.home = home
@@ -134,7 +134,7 @@ def attach(
             )
         if must_run and (not cluster.runs or not cluster.is_at(gcs_address)):
             raise _nothing_there(place, gcs_address)
-        lock = DriverLock(place)
+        lock = _home.drivers(place)
         lock.hold()
         try:
             daemon = None

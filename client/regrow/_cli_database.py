@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from regrow import _bootstrap, _home
+from regrow import _bootstrap, _daemons, _home
 from regrow.exceptions import ClusterConnectionError
 from regrow.gcs import embedded
 from regrow.gcs.postgres_url import PostgresUnavailableError, connect_checked
@@ -68,39 +68,23 @@ def server_url(home: Path) -> str | None:
 
 @contextlib.contextmanager
 def _kept_data(home: Path) -> Iterator[str]:
-    """The embedded server on the data of this home, stopped afterwards if it did not run before."""
+    """The embedded server on the data of this home; the last who reads it stops it."""
     directory = _home.postgres_directory(home)
     if not directory.exists():
         raise ClusterConnectionError(
             f"no cluster has kept data in {home} yet; set REGROW_HOME to the home of one that has, "
             "or REGROW_POSTGRES to its database"
         )
-    with _home.start_lock(home, LOCK_TIMEOUT_S):
-        try:
-            ran = embedded.status(directory) is not None
-            server = embedded.start(directory)
-        except embedded.EmbeddedPostgresError as error:
-            raise ClusterConnectionError(str(error)) from None
+    readers = _home.readers(home)
     try:
+        with _home.start_lock(home, LOCK_TIMEOUT_S):
+            readers.hold()
+            server = embedded.start(directory)
         yield server.url
+    except embedded.EmbeddedPostgresError as error:
+        raise ClusterConnectionError(str(error)) from None
     finally:
-        if not ran:
-            _stop_unless_used(home)
-
-
-def _stop_unless_used(home: Path) -> None:
-    """Stop the embedded server, unless a cluster has been started on it or somebody else reads."""
-    from regrow import _daemons
-
-    directory = _home.postgres_directory(home)
-    with _home.start_lock(home, LOCK_TIMEOUT_S):
-        server = embedded.status(directory)
-        if server is None or _daemons.find(home):
-            return
-        with psycopg.connect(server.url) as connection:
-            others = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity "
-                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            ).fetchone()
-        if others == (0,):
-            embedded.stop(directory)
+        with _home.start_lock(home, LOCK_TIMEOUT_S):
+            if readers.release() and not _daemons.find(home):
+                embedded.stop(directory)
+        readers.close()

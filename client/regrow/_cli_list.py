@@ -251,6 +251,9 @@ def select(
         raise ClusterConnectionError(
             "the database holds no log yet: no cluster has run on it"
         ) from None
+    except psycopg.OperationalError as error:  # the cluster, and its server, ended just now
+        said = str(error).strip().splitlines()[0]
+        raise ClusterConnectionError(f"the database went away meanwhile: {said}") from None
 
 
 def conditions(listing: Listing, filters: Sequence[str]) -> tuple[sql.Composable, list[object]]:

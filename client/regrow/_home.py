@@ -8,6 +8,7 @@ process. A home belongs to one user on one machine:
     <home>/database         what the last start used as its database, without any password
     <home>/start.lock       held while somebody starts, joins or stops the cluster
     <home>/drivers.lock     held, shared, by every driver on this machine
+    <home>/readers.lock     the same, by whoever reads the data of a cluster that has ended
     <home>/logs/            one file per daemon
     <home>/postgres/        the embedded server
     <runtime>/node-*.sock   a node's socket, and node-*.json what it says of itself
@@ -259,23 +260,21 @@ def start_lock(home: Path, timeout_s: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-class DriverLock:
-    """Tells other processes of this machine that a driver is there, for as long as it is held.
+class Presence:
+    """Tells other processes of this machine that somebody is there, for as long as it is held.
 
-    The kernel gives it up when the process dies. A cluster that ``init`` started ends with its last
-    driver, so one of that kind whose lock is free is ending.
+    The kernel gives it up when the process dies.
     """
 
-    def __init__(self, home: Path) -> None:
-        path = home / "drivers.lock"
+    def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def hold(self) -> None:
-        """Count as a driver. Waits only for a process that just now asks whether there are any."""
+        """Be there. Waits only for a process that just now asks whether somebody is."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> bool:
-        """Count no longer; whether no driver is left."""
+        """Be there no longer; whether nobody is."""
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         free = _try_lock(self._descriptor, fcntl.LOCK_EX)
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -288,9 +287,22 @@ class DriverLock:
             self._descriptor = -1
 
 
+def drivers(home: Path) -> Presence:
+    """Of the drivers of this home's cluster, on this machine.
+
+    A cluster that ``init`` started ends with its last driver, so if nobody is there it is ending.
+    """
+    return Presence(home / "drivers.lock")
+
+
+def readers(home: Path) -> Presence:
+    """Of those who read the data of this home where no cluster runs: the last stops the server."""
+    return Presence(home / "readers.lock")
+
+
 def has_drivers(home: Path) -> bool:
     """Whether a driver of this machine uses the cluster of this home."""
-    lock = DriverLock(home)
+    lock = drivers(home)
     try:
         return not lock.release()
     finally:

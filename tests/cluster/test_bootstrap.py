@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from regrow import _bootstrap, _daemons, _home, _named_server
+from regrow._cli_database import connected
 from regrow.exceptions import ClusterConnectionError, UnsupportedOptionError
 from regrow.gcs import embedded
 
@@ -136,7 +137,7 @@ class TestLocks:
             pass
 
     def test_only_the_last_driver_is_the_last(self, made: Path) -> None:
-        one, other = _home.DriverLock(made), _home.DriverLock(made)
+        one, other = _home.drivers(made), _home.drivers(made)
         assert not _home.has_drivers(made)
         one.hold()
         other.hold()
@@ -463,3 +464,22 @@ class TestRealClusters:
         with psycopg.connect(database_url) as connection:
             nodes = connection.execute("SELECT alive FROM regrow.nodes").fetchall()
         assert nodes == [(False,)]
+
+    def test_readers_of_kept_data_and_a_cluster_that_starts_do_not_disturb_each_other(
+        self, home: Path, drivers: Callable[..., subprocess.Popen[str]]
+    ) -> None:
+        first = drivers()
+        joined(first)
+        leave(first)
+        with connected(home) as one:
+            with connected(home) as other:
+                assert other.execute("SELECT count(*) FROM regrow.jobs").fetchone() == (1,)
+            assert one.execute("SELECT count(*) FROM regrow.jobs").fetchone() == (1,)
+            second = drivers()
+            assert joined(second)[0]
+        assert len(_daemons.find(home)) == 2
+        assert embedded.status(home / "postgres") is not None
+        leave(second)
+        with connected(home) as one:
+            assert one.execute("SELECT count(*) FROM regrow.jobs").fetchone() == (2,)
+        assert embedded.status(home / "postgres") is None
