@@ -609,6 +609,10 @@ class Core:
             self.send_client(driver.client, refused)
             self.emit(events.CloseClient(driver.client))
             return
+        if driver.job not in (0, message.job):
+            # Asked twice, because the first answer was late: the driver has its job.
+            self.send_store(CloseJob(message.job, failed=True))
+            return
         known = driver.job == message.job and self._driver_of_job.get(message.job) == driver.client
         driver.job = message.job
         self._driver_of_job[message.job] = driver.client
