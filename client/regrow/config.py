@@ -56,7 +56,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     #: Queued work that is done here sooner (milliseconds) is not handed to peers.
     offload_min_ms: float = 50.0
     #: An object that was made again is kept so long for those who are about to ask for it.
-    rebuilt_kept_s: float = 10.0
+    rebuilt_kept_s: float = 20.0
     #: A put of a driver is written behind to storage when it is this old.
     write_behind_delay_s: float = 1.0
 
