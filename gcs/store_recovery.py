@@ -16,7 +16,7 @@ from regrow.gcs.operations import (
 )
 from regrow.gcs.store_fencing import held_task
 from regrow.gcs.store_jobs import functions_of
-from regrow.gcs.store_session import Connection, Row, run
+from regrow.gcs.store_session import Connection, Row, Rows, run
 from regrow.gcs.store_values import CANCELLED, cancelled_value, outward
 from regrow.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, is_put, object_id, producer
 from regrow.messages import (
@@ -182,7 +182,6 @@ def read_lineage(connection: Connection, op: ReadLineage) -> Lineage:
     """Levels are read whole: ``limit`` is looked at between them. Within a level, and within
     ``needs``, in the order of the ids."""
     rows = run(connection, _LINEAGE, ids=op.task_ids, depth=op.depth, limit=op.limit)
-    read = {row.task_id for row in rows} | set(op.task_ids)
     further = {
         object_id(row.task_id, index)
         for row in rows
@@ -190,12 +189,18 @@ def read_lineage(connection: Connection, op: ReadLineage) -> Lineage:
         for index in range(1, row.num_returns)
     }
     objects = _by_id(connection, _OBJECTS, further)
-    # Makers that are not read beyond the last level are not in the log, or there was a limit.
-    ended = not rows or (rows[-1].level + 1 < op.depth and len(rows) < op.limit)
-    complete = ended or all(
-        maker is None or maker in read for row in rows for maker in row.makers or ()
-    )
-    return Lineage([_lineage_task(row, objects) for row in rows], complete)
+    return Lineage([_lineage_task(row, objects) for row in rows], _is_complete(op, rows))
+
+
+def _is_complete(op: ReadLineage, rows: Rows) -> bool:
+    """Whether the walk ended by itself. Who was asked for and is not there is not in the log."""
+    last = [row for row in rows if row.level == rows[-1].level]
+    if not last or (last[0].level + 1 < op.depth and len(rows) < op.limit):
+        return True
+    asked = set(op.task_ids)
+    for row in rows[: -len(last)]:
+        asked.update(row.makers or ())
+    return all(maker is None or maker in asked for row in last for maker in row.makers or ())
 
 
 def _lineage_task(row: Row, objects: dict[bytes, Row]) -> LineageTask:
