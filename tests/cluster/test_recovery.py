@@ -77,7 +77,7 @@ def on(node: str) -> dict[str, Any]:
 
 
 def test_objects_of_a_killed_node_are_rebuilt_once_each() -> None:
-    with two_workers() as (cluster, first, second):
+    with two_workers() as (cluster, first, _):
         refs = [block.remote(i) for i in range(20)]
         ray.wait(refs, num_returns=20, timeout=60, fetch_local=False)
         lost = {
@@ -191,7 +191,7 @@ def test_a_thousand_objects_lost_at_once_come_back() -> None:
 
 
 def test_a_silent_node_is_fenced_by_its_lease_and_returns_as_another_incarnation() -> None:
-    with two_workers() as (cluster, first, second):
+    with two_workers() as (cluster, first, _):
         refs = [block.remote(i) for i in range(8)]
         ray.wait(refs, num_returns=8, timeout=60, fetch_local=False)
         stopped = time.monotonic()
@@ -279,7 +279,7 @@ def test_an_object_that_cannot_come_back_says_why() -> None:
         def make(self) -> np.ndarray[Any, Any]:
             return np.ones(LARGE, dtype=np.uint8)
 
-    with two_workers() as (cluster, first, second):
+    with two_workers() as (cluster, first, _):
         maker = Maker.options(resources={"first": 0.1}).remote()
         ref = maker.make.remote()
         ray.wait([ref], timeout=60, fetch_local=False)
