@@ -18,7 +18,7 @@ from regrow.messages import CloseJob, FromStore, Leave, Rebuilt, Register, ToSto
 logger = logging.getLogger(__name__)
 
 RETRY_MIN_S = 0.05
-RETRY_MAX_S = 1.0
+RETRY_MAX_S = 0.5
 #: A channel that does not connect for so long is made anew, from a fresh address.
 CONNECT_S = 2.0
 

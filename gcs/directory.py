@@ -90,7 +90,12 @@ class Directory:
     # reports
 
     def objects_here(self, node: Node, message: ObjectsHere) -> None:
+        """A change; or, first after a session was resumed, all that the node has."""
         here = self._by_node.setdefault(node.node_id, {})
+        if node.report_by is not None:
+            kept = {object_id for object_id, _ in message.added}
+            for object_id in [object_id for object_id in here if object_id not in kept]:
+                self._remove_copy(object_id, node.node_id)
         for object_id, size in message.added:
             self._copies.setdefault(object_id, {})[node.node_id] = size
             here[object_id] = None

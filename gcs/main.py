@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("regrow.gcs")
 
 TOKEN_BYTES: Final = 32
+#: After operations on Postgres failed, it is looked after this often.
+POSTGRES_CHECK_S: Final = 0.5
 
 
 class GcsFile(msgspec.Struct, frozen=True):
@@ -152,6 +154,7 @@ async def serve(options: Options, config: Config, url: str) -> str:
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    keeping = asyncio.ensure_future(_keep_postgres(options, service))
     try:
         address = await _listen(service, options)
         stopping = asyncio.ensure_future(signalled.wait())
@@ -163,9 +166,27 @@ async def serve(options: Options, config: Config, url: str) -> str:
         await asyncio.wait({stopping, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return stopped.result() if stopped.done() else "it was asked to"
     finally:
+        keeping.cancel()
         _retract(options)
         await service.close()
         store.close()
+
+
+async def _keep_postgres(options: Options, service: ControlStore) -> None:
+    """Starts the embedded server again where operations fail because it was killed."""
+    if options.postgres_url:
+        return
+    seen = 0
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(POSTGRES_CHECK_S)
+        if service.failures == seen:
+            continue
+        seen = service.failures
+        try:
+            await loop.run_in_executor(None, embedded.start, options.home / "postgres")
+        except EmbeddedPostgresError as error:
+            logger.error("Postgres cannot be started again: %s", error)
 
 
 async def _listen(service: ControlStore, options: Options) -> str:

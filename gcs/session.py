@@ -39,7 +39,7 @@ CLIENT_OPTIONS: Final = (
     *OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.enable_http_proxy", 0),
 )
 SERVER_OPTIONS: Final = (

@@ -197,6 +197,19 @@ def test_what_no_node_has_is_not_named_even_if_the_asker_reported_it_once() -> N
     assert answers(bench, one)[0].stored == "file"
 
 
+def test_the_first_report_of_a_resumed_session_is_the_whole_truth() -> None:
+    bench = Bench()
+    one, two = bench.join(), bench.join()
+    bench.say(two, ObjectsHere([(oid(1), LARGE), (oid(2), LARGE)]))
+    bench.drop(two)
+    again = bench.resume(2, oid(2), oid(3))
+    assert bench.core.directory.size[0] == 2
+    bench.say(again, ObjectsHere([(oid(4), LARGE)]))
+    assert bench.core.directory.size[0] == 3, "later ones are changes"
+    bench.say(one, Locate([oid(2)]))
+    assert answers(bench, one)[0].nodes == [2]
+
+
 def test_sizes_of_batches_do_not_multiply_reads() -> None:
     bench = Bench()
     one = bench.join()
