@@ -191,15 +191,16 @@ class Fencing:
             self._bury(node, then.reason, NodeFenced(True, {}, []))
 
     def _bury(self, node: Node, reason: str, fenced: NodeFenced) -> None:
-        """Postgres has declared it dead: tell everyone, first of all the heirs of its tasks."""
+        """Postgres has declared it dead: tell everyone, and the heirs of its tasks; of the death first,
+        or an heir would hand them to the dead node."""
         conn = node.conn
         self._members.remove(node, reason)
-        self.hand_out(fenced.reassigned, fenced.functions)
         if reason == LEFT:
             self._context.close(conn)  # which tells it that it may go
         else:
             self._context.send(conn, Fenced(reason))
         self._members.broadcast(NodeDied(*node.key, reason))
+        self.hand_out(fenced.reassigned, fenced.functions)
         self._members.broadcast_views()
         self._watch_until = self._context.now + SWEEP_WATCH_S
         self._sweep_at = min(self._sweep_at, self._context.now + SWEEP_SOON_S)

@@ -274,13 +274,12 @@ def test_a_task_whose_parent_has_finished_still_runs(tmp_path: Path) -> None:
 
 
 def test_an_object_that_cannot_come_back_says_why() -> None:
-    @ray.remote
     class Maker:
         def make(self) -> np.ndarray[Any, Any]:
             return np.ones(LARGE, dtype=np.uint8)
 
     with two_workers() as (cluster, first, _):
-        maker = Maker.options(resources={"first": 0.1}).remote()
+        maker = ray.remote(Maker).options(resources={"first": 0.1}).remote()
         ref = maker.make.remote()
         ray.wait([ref], timeout=60, fetch_local=False)
         cluster.remove_node(first, allow_graceful=False)
