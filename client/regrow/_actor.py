@@ -16,9 +16,8 @@ import msgspec
 from regrow._client import Call, current
 from regrow._context import ActorExit
 from regrow._functions import define, identity
-from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, Options, checked
+from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, checked
 from regrow._refs import ObjectRef, ref_from_id
-from regrow.exceptions import UnsupportedOptionError
 from regrow.ids import object_id
 from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef
 
@@ -35,8 +34,7 @@ class ActorClass(Generic[C]):
     def __init__(self, cls: type[C], options: dict[str, Any]) -> None:
         self._class = cls
         self._options = options
-        self._checked = _checked(options)
-        _refuse_coroutines(cls)
+        self._checked = checked(options, ACTOR_OPTIONS, "actors", 0)
         self._definition: FunctionDef | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -54,7 +52,7 @@ class ActorClass(Generic[C]):
         changed: ActorClass[C] = ActorClass.__new__(ActorClass)
         changed.__dict__.update(self.__dict__)
         changed._options = {**self._options, **options}
-        changed._checked = _checked(changed._options)
+        changed._checked = checked(changed._options, ACTOR_OPTIONS, "actors", 0)
         return changed
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[C]:
@@ -81,6 +79,7 @@ class ActorClass(Generic[C]):
             max_retries=0,
             durability=options.durability,
             strategy=options.strategy,
+            options=_packed(options.max_concurrency),
         )
         _check_signature(self._class, args, kwargs)
 
@@ -237,25 +236,6 @@ def _methods(cls: type) -> dict[str, int]:
     }
 
 
-def _checked(options: dict[str, Any]) -> Options:
-    result = checked(options, ACTOR_OPTIONS, "actors", 0)
-    if result.max_concurrency > 1:
-        raise UnsupportedOptionError(
-            f"max_concurrency={result.max_concurrency} is not in this version of regrow: an actor "
-            f"runs one call at a time"
-        )
-    return result
-
-
-def _refuse_coroutines(cls: type) -> None:
-    for name, function in inspect.getmembers(cls, inspect.isfunction):
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise UnsupportedOptionError(
-                f"{cls.__qualname__}.{name} is a coroutine: asynchronous actors are not in this "
-                f"version of regrow"
-            )
-
-
 def _check_signature(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise TypeError here rather than in the actor, as Ray does."""
     try:
@@ -263,3 +243,8 @@ def _check_signature(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except ValueError:  # a class of an extension module
         return
     signature.bind(*args, **kwargs)
+
+
+def _packed(max_concurrency: int) -> bytes:
+    """What only the worker needs."""
+    return msgspec.msgpack.encode({"max_concurrency": max_concurrency}) if max_concurrency else b""

@@ -183,7 +183,7 @@ class Client:
         if link.submit(item):
             link.flush()
             if link.over_window:
-                self._blocking(link.await_credit)
+                self.blocking(link.await_credit)
 
     # --- puts -------------------------------------------------------------------------------------
 
@@ -301,12 +301,12 @@ class Client:
         try:
             self.link.flush()
             if not waiter.sleep(0):
-                self._blocking(lambda: waiter.sleep(timeout_s))
+                self.blocking(lambda: waiter.sleep(timeout_s))
         finally:
             if waiter.missing > 0:
                 self.refs.forget(refs, waiter)
 
-    def _blocking(self, wait: Callable[[], object]) -> None:
+    def blocking(self, wait: Callable[[], object]) -> None:
         """Run ``wait`` while others may use this task's CPU."""
         if self.role == "driver":
             wait()

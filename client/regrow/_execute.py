@@ -7,6 +7,7 @@ through the client it is given.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import pickle
 import time
@@ -51,6 +52,13 @@ _TEXT_MAX: Final = 64 * 1024
 _OURS: Final = os.path.dirname(__file__) + os.sep
 
 
+#: Calls of an asynchronous actor that run at once, as in Ray.
+ASYNC_CONCURRENCY: Final = 1000
+
+#: Status, return values (one for an error), and whether the task may be tried again.
+Outcome = tuple[int, list[Return], bool]
+
+
 class ArgumentFailed(Exception):
     """An argument is an error: so is the result."""
 
@@ -74,6 +82,9 @@ class Executor:
         self.actor: Any = None
         #: The actor has asked to end.
         self.exiting = False
+        #: Whether its methods run on a loop, and how many of them at once.
+        self.is_async = False
+        self.concurrency = 1
 
     def define(self, definitions: list[FunctionDef]) -> None:
         """Functions that tasks name from now on."""
@@ -111,33 +122,61 @@ class Executor:
     def run(self, run: RunTask) -> TaskDone:
         """Run a task on the calling thread. Never raises."""
         spec = spec_decoder.decode(run.spec)
-        task = self.task_of(spec, run.attempt)
+        task = self._begin(spec, run)
+        start = time.perf_counter_ns()
+        try:
+            target = self.target(spec)  # first: it brings the folders of the program's modules
+            args, kwargs = self.arguments(spec, run)
+            result = target(*args, **kwargs)
+            if spec.kind == ACTOR_CREATION:
+                self._created(spec, result)
+                result = None
+            outcome = self._outcome(spec, run.attempt, result)
+            del args, kwargs, result
+        except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's, too
+            outcome = self.outcome_of(spec, error)
+        finally:
+            self._client.running.leave(task)
+        return _done(spec, run.attempt, outcome, start)
+
+    async def run_async(self, run: RunTask) -> TaskDone:
+        """Run a call of an asynchronous actor, on its loop. Never raises."""
+        spec = spec_decoder.decode(run.spec)
+        task = self._begin(spec, run)
+        start = time.perf_counter_ns()
+        try:
+            target = self.target(spec)
+            args, kwargs = self.arguments(spec, run)
+            result = target(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            outcome = self._outcome(spec, run.attempt, result)
+            del args, kwargs, result
+        except BaseException as error:
+            outcome = self.outcome_of(spec, error)
+        finally:
+            self._client.running.leave(task)
+        return _done(spec, run.attempt, outcome, start)
+
+    def _begin(self, spec: TaskSpec, run: RunTask) -> Task:
         if run.gpus != self._gpus:
             self._gpus = run.gpus
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
-        running = self._client.running
-        running.enter(task)
-        start = time.perf_counter_ns()
-        try:
-            values = self._call(spec, run)
-            returns = [self._return(spec, run.attempt, i, v) for i, v in enumerate(values)]
-            status, retry = OK, False
-            del values
-        except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's, too
-            status, returned, retry = self.outcome_of(spec, error)
-            returns = [returned]
-        finally:
-            running.leave(task)
-        duration_us = (time.perf_counter_ns() - start) // 1000
-        return TaskDone(spec.task_id, run.attempt, status, returns, duration_us, retry)
+        task = self.task_of(spec, run.attempt)
+        self._client.running.enter(task)
+        return task
 
-    def _call(self, spec: TaskSpec, run: RunTask) -> list[Any]:
-        target = self.target(spec)  # first: it brings the folders of the program's modules
-        args, kwargs = self.arguments(spec, run)
-        result = target(*args, **kwargs)
-        if spec.kind == ACTOR_CREATION:
-            self.actor, result = result, None
-        return self.split(spec, result)
+    def _created(self, spec: TaskSpec, actor: Any) -> None:
+        options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+        self.actor = actor
+        self.is_async = has_coroutines(type(actor))
+        self.concurrency = options.get("max_concurrency", 0) or (
+            ASYNC_CONCURRENCY if self.is_async else 1
+        )
+
+    def _outcome(self, spec: TaskSpec, attempt: int, result: Any) -> Outcome:
+        values = self.split(spec, result)
+        return OK, [self._return(spec, attempt, i, value) for i, value in enumerate(values)], False
 
     def target(self, spec: TaskSpec) -> Callable[..., Any]:
         """What the task calls."""
@@ -200,18 +239,18 @@ class Executor:
 
     # --- errors -----------------------------------------------------------------------------------
 
-    def outcome_of(self, spec: TaskSpec, error: BaseException) -> tuple[int, Return, bool]:
-        """Status and value of a task that raised, and whether it may be tried again."""
+    def outcome_of(self, spec: TaskSpec, error: BaseException) -> Outcome:
+        """What became of a task that raised."""
         if isinstance(error, ArgumentFailed):
-            return error.status, _error_return(error.data), False
+            return error.status, [_error_return(error.data)], False
         if isinstance(error, ActorExit):
             self.exiting = True
             name = spec.name.rpartition(".")[0]
             failure = SystemFailure("actor_died", f"the actor {name} ended itself: exit_actor()")
-            return SYSTEM_ERROR, _error_return(encode(failure)), False
+            return SYSTEM_ERROR, [_error_return(encode(failure))], False
         data = serialize_error(spec.name, error)
         retry = bool(spec.flags & RETRY_EXCEPTIONS) and isinstance(error, self._retried(spec))
-        return TASK_ERROR, _error_return(data), retry
+        return TASK_ERROR, [_error_return(data)], retry
 
     def _retried(self, spec: TaskSpec) -> tuple[type[BaseException], ...]:
         kinds = self._retry_types.get(spec.options)
@@ -220,6 +259,19 @@ class Executor:
             kinds = cloudpickle.loads(options["retry"]) if "retry" in options else (Exception,)
             self._retry_types[spec.options] = kinds
         return kinds
+
+
+def has_coroutines(cls: type) -> bool:
+    """Whether actors of this class are asynchronous."""
+    return any(
+        inspect.iscoroutinefunction(member) for _, member in inspect.getmembers(cls, callable)
+    )
+
+
+def _done(spec: TaskSpec, attempt: int, outcome: Outcome, start_ns: int) -> TaskDone:
+    status, returns, retry = outcome
+    duration_us = (time.perf_counter_ns() - start_ns) // 1000
+    return TaskDone(spec.task_id, attempt, status, returns, duration_us, retry)
 
 
 def _error_return(data: bytes) -> Return:

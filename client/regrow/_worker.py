@@ -18,6 +18,7 @@ from msgspec import Raw
 
 from regrow import _client
 from regrow._client import Client
+from regrow._concurrency import Calls, calls_of
 from regrow._execute import Executor
 from regrow._link import Connection
 from regrow._memory import Memory
@@ -34,6 +35,7 @@ from regrow.messages import (
     Run,
     RunTask,
     TakeBack,
+    TaskDone,
     header_decoder,
 )
 from regrow.objectstore.arena import Arena
@@ -52,6 +54,8 @@ class Worker(Client):
         self._queue: deque[RunTask] = deque()
         self._news: SimpleQueue[None] = SimpleQueue()
         self._leaving = False
+        #: Of an actor that runs several calls at once.
+        self._calls: Calls | None = None
         self.on(Run, self._run)
         self.on(TakeBack, lambda message: self._return_unstarted(message.count))
         self.on(Exit, self._exit)
@@ -86,26 +90,36 @@ class Worker(Client):
         sys.excepthook(type(error), error, error.__traceback__)
         os._exit(1)
 
-    # --- on the main thread -----------------------------------------------------------------------
+    # --- on the threads of tasks ------------------------------------------------------------------
 
     def give_back_unstarted(self) -> None:
         if self.executor.actor is None and self._queue:
             self._return_unstarted(len(self._queue))
 
+    def blocking(self, wait: Callable[[], object]) -> None:
+        if self._calls is not None:  # other calls of this process go on: it keeps its CPU
+            wait()
+        else:
+            super().blocking(wait)
+
     def serve(self, end_lines: Callable[[], None]) -> None:
         """Run tasks until the node, or the actor itself, says that it is over."""
         queue, executor, link = self._queue, self.executor, self.link
         unsent = 0
-        while True:  # hot path: once per task
+        while not executor.exiting:  # hot path: once per task
             try:
                 run = queue.popleft()
             except IndexError:
                 link.flush()
                 unsent = 0
                 if self._leaving:
-                    return
+                    break
                 self._news.get()
                 continue
+            if self._calls is not None:
+                self._calls.start(run)
+                continue
+            was_actor = executor.actor is not None
             done = executor.run(run)
             end_lines()
             del run
@@ -114,9 +128,17 @@ class Worker(Client):
             if unsent >= _RESULTS_MAX:
                 link.flush()
                 unsent = 0
-            if executor.exiting:
-                link.flush()
-                return
+            if not was_actor and executor.actor is not None:
+                self._calls = calls_of(executor, self._tell, link.flush)
+        if self._calls is not None:
+            self._calls.close()
+        link.flush()
+
+    def _tell(self, done: TaskDone) -> None:
+        """A call of a concurrent actor ended, on any thread."""
+        self.link.submit(done)
+        if self.executor.exiting:
+            self._news.put(None)
 
     def source(self) -> tuple[int, str]:
         """Number of the job and label of what runs, for its output."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,8 +264,103 @@ def test_what_actors_refuse() -> None:
         counter.nothing.remote()
     with pytest.raises(TypeError, match=r"missing|unexpected|too many"):
         Counter.remote(1, 2, 3)
-    for option in ({"max_restarts": 1}, {"lifetime": "detached"}, {"max_concurrency": 4}):
+    for option in ({"max_restarts": 1}, {"lifetime": "detached"}):
         with pytest.raises(UnsupportedOptionError):
             Counter.options(**option)
     with pytest.raises(TypeError, match="non-actor"):
         ray.exit_actor()
+
+
+# --- several calls at once ------------------------------------------------------------------------
+
+
+class _Meeting:
+    """Its threads wait for each other."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size)
+
+    def meet(self) -> str:
+        self.barrier.wait(TIMEOUT_S)
+        return ray.get_runtime_context().get_task_id() or ""
+
+    def submit(self, x: int) -> int:
+        self.barrier.wait(TIMEOUT_S)
+        return int(ray.get(double.remote(x)))
+
+
+@ray.remote
+def double(x: int) -> int:
+    return x * 2
+
+
+def test_a_threaded_actor_runs_calls_at_once() -> None:
+    meeting = ray.remote(max_concurrency=3)(_Meeting).remote(3)
+    refs = [meeting.meet.remote() for _ in range(9)]
+    assert get(refs) == [ref.task_id().hex() for ref in refs]
+    assert get([meeting.submit.remote(i) for i in range(6)]) == [0, 2, 4, 6, 8, 10]
+
+
+class _Relay:
+    """Asynchronous: calls wait for others of the same actor."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.most = self.now = 0
+
+    async def wait(self) -> str:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.event.wait()
+        self.now -= 1
+        return ray.get_runtime_context().get_task_id() or ""
+
+    async def open(self) -> None:
+        self.event.set()
+
+    def plain(self) -> int:
+        return self.most
+
+    async def nested(self, x: int) -> int:
+        return int(await double.remote(x))
+
+    async def fail(self) -> None:
+        raise KeyError("async")
+
+    async def leave(self) -> None:
+        ray.exit_actor()
+
+
+Relay = ray.remote(_Relay)
+
+
+def test_calls_of_an_asynchronous_actor_interleave() -> None:
+    relay = Relay.remote()
+    waiting = [relay.wait.remote() for _ in range(100)]
+    assert ray.wait(waiting, timeout=0.1)[0] == []
+    get(relay.open.remote())
+    assert get(waiting) == [ref.task_id().hex() for ref in waiting]
+    assert get(relay.plain.remote()) == 100
+    assert get([relay.nested.remote(i) for i in range(5)]) == [0, 2, 4, 6, 8]
+    with pytest.raises(KeyError, match="async"):
+        get(relay.fail.remote())
+
+
+def test_asynchronous_calls_are_limited_by_max_concurrency() -> None:
+    relay = Relay.options(max_concurrency=2).remote()
+    waiting = [relay.wait.remote() for _ in range(6)]
+    assert ray.wait(waiting, timeout=0.1)[0] == []
+    opening = relay.open.remote()  # it has to wait for a place that never comes
+    assert ray.wait([opening], timeout=0.2)[0] == []
+    ray.kill(relay)
+    with pytest.raises(ActorDiedError):
+        get(opening)
+
+
+def test_an_asynchronous_actor_may_end_itself() -> None:
+    relay = Relay.remote()
+    waiting = relay.wait.remote()
+    with pytest.raises(ActorDiedError, match="exit_actor"):
+        get(relay.leave.remote())
+    with pytest.raises(ActorDiedError):
+        get(waiting)

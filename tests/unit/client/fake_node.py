@@ -50,7 +50,7 @@ JOB_ROOT = bytes(range(16))
 
 
 class FakeNode:
-    """Serves one client after the other at ``path``; a context manager."""
+    """Serves at ``path``, and talks to the client that came last; a context manager."""
 
     def __init__(self, folder: Path, *, window: int = 1000, node_id: int = 1) -> None:
         self.path = str(folder / f"node-{node_id}.sock")
@@ -74,6 +74,7 @@ class FakeNode:
         self._free = itertools.count(0, 1 << 20)
         self._created: dict[bytes, Location] = {}
         self._client: socket.socket | None = None
+        self._connections: list[socket.socket] = []
         self._sending = threading.Lock()
         self._sockets = [self._listen(self.path), self._listen(self.arena_path)]
         self._threads = [
@@ -92,13 +93,16 @@ class FakeNode:
 
     def die(self) -> None:
         """Close every socket, as the kernel does for a process that was killed."""
-        for sock in (*self._sockets, self._client):
-            if sock is not None:
+        for sockets in (self._sockets, self._connections):
+            for sock in sockets:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-                sock.close()
+            for thread in self._threads[:2]:  # then no other connection comes
+                thread.join()
         for thread in self._threads:
             thread.join()
+        for sock in (*self._sockets, *self._connections):
+            sock.close()
 
     # --- what a test does -------------------------------------------------------------------------
 
@@ -202,10 +206,10 @@ class FakeNode:
                 connection, _ = self._sockets[0].accept()
             except OSError:
                 return
-            with connection:
-                self._serve(connection)
-            with self._news:
-                self._client = None
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         reader = FrameReader()

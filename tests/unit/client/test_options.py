@@ -1,0 +1,116 @@
+"""Options of tasks and actors: what they become, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow._options import ACTOR_OPTIONS, TASK_OPTIONS, checked
+from regrow.exceptions import UnsupportedOptionError
+from regrow.messages import KEYED, RETRY_EXCEPTIONS
+
+
+def task(**options: Any) -> Any:
+    return checked(options, TASK_OPTIONS, "remote functions", 1)
+
+
+def actor(**options: Any) -> Any:
+    return checked(options, ACTOR_OPTIONS, "actors", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "resources"),
+    [
+        ({}, None),
+        ({"num_cpus": 1}, None),
+        ({"num_cpus": 0}, {}),
+        ({"num_cpus": 0.5, "num_gpus": 2}, {"CPU": 5000, "GPU": 20000}),
+        ({"memory": 100, "resources": {"x": 0.25}}, {"CPU": 10000, "memory": 1000000, "x": 2500}),
+    ],
+)
+def test_resources_of_tasks(options: dict[str, Any], resources: dict[str, int] | None) -> None:
+    assert task(**options).resources == resources
+
+
+@pytest.mark.parametrize(
+    ("options", "resources"),
+    [({}, None), ({"num_cpus": 1}, {"CPU": 10000}), ({"resources": {"x": 1}}, {"x": 10000})],
+)
+def test_an_actor_that_names_nothing_holds_nothing(
+    options: dict[str, Any], resources: dict[str, int] | None
+) -> None:
+    assert actor(**options).resources == resources
+
+
+@given(st.floats(min_value=0.0001, max_value=1e6, allow_nan=False))
+def test_fractions_are_exact_to_a_ten_thousandth(amount: float) -> None:
+    resources = task(num_cpus=amount).resources or {"CPU": 10000}
+    assert abs(resources["CPU"] - amount * 10000) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"num_cpu": 1}, ValueError, "num_cpus"),
+        ({"num_cpus": -1}, ValueError, "non-negative"),
+        ({"num_cpus": 1e-6}, ValueError, "smallest"),
+        ({"num_cpus": "two"}, TypeError, "number"),
+        ({"num_gpus": 1.5}, ValueError, "whole"),
+        ({"resources": {"CPU": 1}}, ValueError, "num_cpus"),
+        ({"resources": [1]}, TypeError, "dict"),
+        ({"num_returns": -1}, ValueError, "num_returns"),
+        ({"num_returns": "streaming"}, UnsupportedOptionError, "generators"),
+        ({"max_retries": -2}, ValueError, "max_retries"),
+        ({"retry_exceptions": [1]}, TypeError, "list of exceptions"),
+        ({"durability": "none"}, ValueError, "commit"),
+        ({"key": ""}, TypeError, "key"),
+        ({"name": 3}, TypeError, "name"),
+        ({"scheduling_strategy": object()}, UnsupportedOptionError, "SPREAD"),
+        ({"runtime_env": {"pip": []}}, UnsupportedOptionError, "runtime_env"),
+        ({"job": "j"}, UnsupportedOptionError, "job"),
+        ({"max_calls": 3}, UnsupportedOptionError, "max_calls"),
+    ],
+)
+def test_wrong_options_of_tasks(options: dict[str, Any], error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        task(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_restarts": 1}, {"max_restarts": -1}, {"max_task_retries": 2}, {"lifetime": "detached"}],
+)
+def test_what_actors_cannot_do_yet_is_said(options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedOptionError, match=next(iter(options))):
+        actor(**options)
+
+
+def test_values_that_mean_nothing_are_accepted() -> None:
+    assert actor(max_restarts=0, max_task_retries=0, lifetime=None, runtime_env=None) == actor()
+    assert task(runtime_env={}, max_calls=0, placement_group="default") == task()
+
+
+def test_flags() -> None:
+    assert task(key="k").flags == KEYED
+    assert task(retry_exceptions=True).flags == RETRY_EXCEPTIONS
+    assert task(retry_exceptions=[KeyError]).retry_exceptions == (KeyError,)
+    assert task(retry_exceptions=[]).flags == 0
+    assert task(durability="async").durability == "async"
+
+
+class Affinity:
+    """As Ray's NodeAffinitySchedulingStrategy."""
+
+    def __init__(self, node_id: str, soft: bool) -> None:
+        self.node_id = node_id
+        self.soft = soft
+
+
+def test_strategies() -> None:
+    assert task(scheduling_strategy="DEFAULT").strategy == ""
+    assert task(scheduling_strategy="SPREAD").strategy == "SPREAD"
+    assert task(scheduling_strategy=Affinity("3", True)).strategy == "node:3:soft"
+    assert task(scheduling_strategy=Affinity("3", False)).strategy == "node:3"
