@@ -385,7 +385,10 @@ class Core:
             emit(events.ToClient(client, Committed(count)))
         for client, values in batch.values.items():
             emit(events.ToClient(client, Values(values)))
-        for node_id, handed in batch.handed.items():
+        for (node_id, incarnation), handed in batch.handed.items():
+            view = self.nodes.get(node_id)
+            if view is None or view.incarnation != incarnation:
+                continue  # it died: the control store gives the tasks to another
             emit(events.ToPeer(node_id, HandOver(handed, self._functions_for(node_id, handed))))
         for node_id, values in batch.peer_values.items():
             emit(events.ToPeer(node_id, PeerValues(values)))
@@ -470,11 +473,11 @@ class Core:
         else:
             gate.peer_values.setdefault(node_id, []).append(value)
 
-    def hand_over(self, node_id: int, handed: HandedTask) -> None:
+    def hand_over(self, holder: tuple[int, int], handed: HandedTask) -> None:
         """A task for another node, after the commit that makes it the holder."""
         gate = self.journal.gate()
         assert gate is not None, "a hand-over that was not logged"
-        gate.handed.setdefault(node_id, []).append(handed)
+        gate.handed.setdefault(holder, []).append(handed)
 
     def locate(self, object_id: bytes, gone: list[tuple[bytes, int]] | None = None) -> None:
         """Asks the control store where an object is, with the others of this event."""

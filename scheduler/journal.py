@@ -46,9 +46,9 @@ class OpenBatch:
         self.acks: dict[int, int] = {}
         #: Client -> values that wait for this batch.
         self.values: dict[int, list[Value]] = {}
-        #: Node -> values, and tasks, that wait for it.
+        #: Node -> values that wait for it, and holder -> tasks that do.
         self.peer_values: dict[int, list[Value]] = {}
-        self.handed: dict[int, list[HandedTask]] = {}
+        self.handed: dict[tuple[int, int], list[HandedTask]] = {}
         #: Everything else that waits for it, in order.
         self.effects: list[Effect] = []
 

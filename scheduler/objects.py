@@ -247,6 +247,14 @@ class ObjectTable:
         elif not entry.maker and not entry.locating:
             self._locate(entry)
 
+    def made_again(self, entry: Entry) -> None:
+        """It was only the bytes that were lost: those who wait for them go on."""
+        assert entry.value is not None
+        entry.task = None
+        for node_id in entry.peers or ():
+            self._core.tell_peer(node_id, entry.value)
+        self.bytes_here(entry)
+
     def bytes_here(self, entry: Entry) -> None:
         """A sealed copy is in this node's store: those who wait for it go on."""
         self._core.transport.answer_readers(entry)
@@ -300,12 +308,9 @@ class ObjectTable:
                 entry.peers = {}
             entry.peers[node_id] = None
             if entry.value is not None:
-                has_bytes = entry.value.data is not None or entry.value.status != OK
-                if has_bytes or entry.key is not None:
+                if entry.task is None:
+                    # Where the bytes are elsewhere, the peer finds that out when it needs them.
                     self._core.tell_peer(node_id, entry.value)
-                elif entry.task is None:
-                    # Known to be made, but not here: the peer asks the control store instead.
-                    del entry.peers[node_id]
             else:
                 self.need_value(entry)
 

@@ -182,6 +182,9 @@ class PeerNetwork:
         #: (node, incarnation) -> the last frame that was taken from it.
         self._received: dict[tuple[int, int], int] = {}
         self._views: dict[int, NodeView] = {}
+        #: For nodes that the control store has not told of yet.
+        self._early: dict[int, list[PeerMessage]] = {}
+        self._dead: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -199,11 +202,19 @@ class PeerNetwork:
             view = self._views.get(node_id)
             if view is None or view.incarnation != link.view.incarnation:
                 self._end(node_id)
+        for view in views:
+            if not view.alive:
+                self._dead.add(view.node_id)
+                self._early.pop(view.node_id, None)
+        for node_id in [node_id for node_id in self._early if node_id in self._views]:
+            for message in self._early.pop(node_id):
+                self.send(node_id, message)
 
     def node_died(self, node_id: int, incarnation: int) -> None:
         view = self._views.get(node_id)
         if view is not None and view.incarnation == incarnation:
             del self._views[node_id]
+            self._dead.add(node_id)
         link = self._links.get(node_id)
         if link is not None and link.view.incarnation == incarnation:
             self._end(node_id)
@@ -217,6 +228,8 @@ class PeerNetwork:
         if link is None:
             view = self._views.get(node_id)
             if view is None:
+                if node_id not in self._dead:
+                    self._early.setdefault(node_id, []).append(message)
                 return
             link = self._links[node_id] = Link(view, self._credentials)
             link.task = self._spawn(link.run(self._lost))

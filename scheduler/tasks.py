@@ -532,7 +532,7 @@ class TaskTable:
         for oid in task.object_ids:
             core.objects.entry(oid).maker = node_id
         core.hand_over(
-            node_id, HandedTask(task.spec, task.attempt, task.submitter, values, sources)
+            task.holder, HandedTask(task.spec, task.attempt, task.submitter, values, sources)
         )
         if task.submitter != core.node_id:
             self._pass_on(task, node_id)
@@ -682,9 +682,8 @@ class TaskTable:
                     core.transport.result_made(entry, (oid, task.attempt), r.size)
                     if task.rebuild:
                         core.objects.keep_rebuilt(entry)
-                    if entry.value is not None:  # made again: it was only the bytes that were lost
-                        entry.task = None
-                        core.objects.bytes_here(entry)
+                    if entry.value is not None:
+                        core.objects.made_again(entry)
                         continue
             else:
                 r = returns[0]

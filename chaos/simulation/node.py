@@ -76,6 +76,8 @@ class NodeShell:
         self._client_number = 0
         self.views: dict[int, NodeView] = {}
         self._peers: dict[int, tuple[NodeView, Pipe]] = {}
+        self._early: dict[int, list[PeerMessage]] = {}
+        self._dead: set[int] = set()
         self._fetches = 0
         self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
         self._outbox: deque[ToStore] = deque()
@@ -287,6 +289,7 @@ class NodeShell:
             view = self.views.get(message.node_id)
             if view is not None and view.incarnation == message.incarnation:
                 del self.views[message.node_id]
+                self._dead.add(message.node_id)
             self._end_link(message.node_id, message.incarnation)
         self.handle(events.StoreSaid(message))
 
@@ -383,6 +386,13 @@ class NodeShell:
             now = self.views.get(node_id)
             if now is None or now.incarnation != view.incarnation:
                 self._end_link(node_id, view.incarnation)
+        for view in views:
+            if not view.alive:
+                self._dead.add(view.node_id)
+                self._early.pop(view.node_id, None)
+        for node_id in [node_id for node_id in self._early if node_id in self.views]:
+            for message in self._early.pop(node_id):
+                self._to_peer(node_id, message)
 
     def _end_link(self, node_id: int, incarnation: int) -> None:
         link = self._peers.get(node_id)
@@ -396,6 +406,8 @@ class NodeShell:
         if link is None:
             view = self.views.get(node_id)
             if view is None:
+                if node_id not in self._dead:
+                    self._early.setdefault(node_id, []).append(message)
                 return
             link = self._peers[node_id] = view, Pipe(self.world, self.cluster.latency)
             self._dial(self.life, view)
