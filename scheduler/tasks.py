@@ -596,6 +596,8 @@ class TaskTable:
     def done(self, task: Task, done: TaskDone, client: int) -> None:
         """A worker finished the task. Hot path."""
         header = task.header
+        if self.tasks.get(header.task_id) is not task:
+            return  # its job ended, and its worker is being killed
         if done.status == TASK_ERROR and done.retry and self._may_retry(task):
             self.next_attempt(task)
             self._runnable(task)

@@ -130,6 +130,9 @@ class Transport:
 
     def result_made(self, entry: Entry, key: ObjectKey, size: int) -> None:
         """A task of this node made a large result; its worker has sealed it."""
+        if entry.key not in (None, key):
+            self._carry(self.store.free(key))  # only another return of the task was lost
+            return
         entry.key = key
         self._report_added(entry.object_id, size)
 
@@ -223,7 +226,9 @@ class Transport:
             self._carry(self.store.abort(key))
             return
         entry.awaiting_room = None
-        if event.ok:
+        if entry.key is not None:
+            self._carry(self.store.abort(key))  # it was made here meanwhile
+        elif event.ok:
             self._carry(self.store.seal(key, droppable=True))
             assert entry.value is not None
             entry.key = key

@@ -262,7 +262,7 @@ class Checks:
                 "queued": core.pool.queued,
                 "busy workers": [w.number for w in core.pool.by_client.values() if w.in_flight],
                 "copies": [key[0].hex() for key in core.transport.store.object_keys()],
-                "in flight": len(core.journal.in_flight) + core.journal.open.records,
+                "open records": core.journal.open.records,
                 "drivers": list(core.drivers),
                 "actors": [a.hex() for a in core.actors.table],
             }

@@ -616,7 +616,7 @@ class SimDriver(SimClient):
         super().__init__(cluster, f"d{site}")
         self.site = site
         self.frame = Frame(cluster.programs[site], b"", 0)
-        self.finished = False
+        self.finished = self.leaving = False
         self.welcome: Welcome | None = None
         self._connection = 0
 
@@ -678,6 +678,8 @@ class SimDriver(SimClient):
             return
         self.cluster.checks.require(message.job == frame.job, "a driver was given another job")
         self._resume_connection()
+        if self.leaving:
+            self.leave()
 
     def _resume_connection(self) -> None:
         """Says again what the new node has to know (``Client.resume`` and ``Link.attach``)."""
@@ -733,9 +735,10 @@ class SimDriver(SimClient):
         self.cluster.driver_done(self)
 
     def leave(self) -> None:
-        """The job ends."""
-        self.finished = True
+        """The job ends, as soon as a node hears of it."""
+        self.leaving = True
         if self.welcome is not None and self.node is not None:
+            self.finished = True
             self.send(Bye())
             self.node.client_leaves(self)
 
