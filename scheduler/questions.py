@@ -47,6 +47,8 @@ class Questions:
                 self._answer(client, ask.number, self._sum("total"))
             case "available_resources":
                 self._answer(client, ask.number, self._sum("available"))
+            case "node_stats":
+                self._answer(client, ask.number, self._stats())
             case "kill_actor":
                 actor_id, _no_restart = msgspec.msgpack.decode(ask.body)
                 core.actors.kill(actor_id)
@@ -109,6 +111,22 @@ class Questions:
         self, client: int, number: int, answer: object, error: SystemFailure | None = None
     ) -> None:
         self._core.send_client(client, Answer(number, encode(answer), error))
+
+    def _stats(self) -> dict[str, int]:
+        """What this node holds, in bytes and counts: for programs that watch for leaks."""
+        core = self._core
+        store = core.transport.store.stats()
+        return {
+            "arena_capacity": store.capacity,
+            "arena_used": store.used,
+            "spill_used": store.spill_used,
+            "copies": store.objects,
+            "pinned": store.pinned,
+            "objects": len(core.objects.entries),
+            "tasks": len(core.tasks.tasks),
+            "actors": len(core.actors.table),
+            "workers": len(core.pool.workers),
+        }
 
     def _sum(self, which: str) -> Resources:
         core = self._core
