@@ -38,8 +38,24 @@ class Rerun:
     attempt: int
     started_at: datetime
     finished_at: datetime | None
-    #: Whether it made other bytes than were committed; None for a task that had no result before.
+    #: It had a result, whose bytes were lost.
+    rebuild: bool
+    #: Of a rebuild that has ended: whether it made other bytes than were committed.
     differs: bool | None
+
+    @property
+    def outcome(self) -> str:
+        """Return in two words how it ended."""
+        if self.finished_at is None:
+            return "not ended"
+        if not self.rebuild:
+            return "first result"
+        return {None: "given up", False: "same bytes", True: "other bytes"}[self.differs]
+
+    @property
+    def restored(self) -> bool:
+        """Return whether it brought back exactly the bytes that were lost."""
+        return self.rebuild and self.differs is False
 
 
 @dataclass(frozen=True)
@@ -97,10 +113,10 @@ class History:
         """Return what ran again after a death: the dead node's unfinished tasks, and rebuilds."""
         rows = self._rows(
             # The transaction that declared the node dead gave its unfinished tasks to others.
-            "SELECT name, node_id, attempt, %(died_at)s, finished_at, NULL::boolean"
+            "SELECT name, node_id, attempt, %(died_at)s, finished_at, false, NULL::boolean"
             "  FROM regrow.tasks WHERE attempt > 1 AND finished_at >= %(died_at)s "
             "UNION ALL "
-            "SELECT t.name, r.node_id, r.attempt, r.started_at, r.finished_at, r.differs"
+            "SELECT t.name, r.node_id, r.attempt, r.started_at, r.finished_at, true, r.differs"
             "  FROM regrow.rebuilds r JOIN regrow.tasks t USING (task_id)"
             "  WHERE r.started_at >= %(died_at)s "
             "ORDER BY 4, 5, 1",
@@ -148,7 +164,7 @@ def losses_table(killed_at: datetime, death: Death, reruns: Sequence[Rerun]) -> 
             str(rerun.attempt),
             _after(killed_at, rerun.started_at),
             _after(killed_at, rerun.finished_at) if rerun.finished_at else "-",
-            {None: "first result", False: "same bytes", True: "[red]differs[/]"}[rerun.differs],
+            rerun.outcome,
         )
     return table
 

@@ -28,9 +28,9 @@ def test_losses_are_timed_from_the_kill_and_say_whether_the_bytes_are_the_same()
             KILLED_AT,
             Death(3, after[0], "reset"),
             [
-                Rerun("shard", 2, 2, after[1], after[2], False),
-                Rerun("gradient", 2, 2, after[0], after[2], None),
-                Rerun("dice", 2, 2, after[0], None, True),
+                Rerun("shard", 2, 2, after[1], after[2], rebuild=True, differs=False),
+                Rerun("gradient", 2, 2, after[0], after[2], rebuild=False, differs=None),
+                Rerun("dice", 2, 2, after[0], after[2], rebuild=True, differs=True),
             ],
         )
     )
@@ -38,7 +38,19 @@ def test_losses_are_timed_from_the_kill_and_say_whether_the_bytes_are_the_same()
     [shard] = [line for line in text.splitlines() if "shard" in line]
     assert "0.75 s" in shard and "1.25 s" in shard and "same bytes" in shard
     [dice] = [line for line in text.splitlines() if "dice" in line]
-    assert "differs" in dice
+    assert "other bytes" in dice
+    [gradient] = [line for line in text.splitlines() if "gradient" in line]
+    assert "first result" in gradient
+
+
+def test_only_a_rebuild_that_made_the_same_bytes_counts_as_restored() -> None:
+    def rerun(rebuild: bool, differs: bool | None) -> bool:
+        return Rerun("task", 2, 2, KILLED_AT, KILLED_AT, rebuild, differs).restored
+
+    assert rerun(rebuild=True, differs=False)
+    assert not rerun(rebuild=True, differs=True)
+    assert not rerun(rebuild=True, differs=None)
+    assert not rerun(rebuild=False, differs=None)
 
 
 def test_lineage_shows_each_task_once_and_counts_those_too_far_up() -> None:
