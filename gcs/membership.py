@@ -134,7 +134,7 @@ class Membership:
         for node in able:
             if not node.fencing:
                 return node
-        return self.nodes.get(preferred)
+        return None
 
     def views(self) -> list[NodeView]:
         """All nodes, in the order of their ids."""

@@ -643,8 +643,9 @@ class Core:
             self.objects.client_gone(client)
             return
         driver = self.drivers.get(client)
-        if driver is not None and not driver.said_bye:
+        if driver is not None and driver.job and not driver.said_bye:
             # Its references are kept: it may come back within the grace.
+            self.objects.stop_waiting(client)
             self.send_store(CloseJob(driver.job, failed=True, lost=True))
         elif driver is not None:
             self._forget_driver(driver)

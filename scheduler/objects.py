@@ -178,6 +178,15 @@ class ObjectTable:
                 entry.readers = [c for c in entry.readers if c != client]
             self.free_unheld(entry)
 
+    def stop_waiting(self, client: int) -> None:
+        """The client is away: it is told nothing, but holds what it held."""
+        for entry in list(self.entries.values()):
+            if entry.waiters and client in entry.waiters:
+                entry.waiters.remove(client)
+            if entry.readers and client in entry.readers:
+                entry.readers.remove(client)
+            self.free_unheld(entry)
+
     def read(self, client: int, object_ids: Iterable[bytes]) -> None:
         """The client wants the bytes here, and pinned."""
         for object_id in object_ids:

@@ -299,12 +299,14 @@ class TaskTable:
         task.holder = core.self_id
         task.rebuild = rebuild
         task.digests = held.digests
+        view = core.nodes.get(held.submitter)
+        tells = held.submitter != core.node_id and not rebuild and view is not None and view.alive
         for oid in task.object_ids:
             entry = core.objects.entry(oid)
             entry.task = task
             entry.maker = 0
             entry.locating = False
-            if held.submitter != core.node_id and not rebuild:
+            if tells:
                 if entry.peers is None:
                     entry.peers = {}
                 entry.peers[held.submitter] = None
@@ -720,6 +722,7 @@ class TaskTable:
         header = task.header
         self.tasks.pop(header.task_id, None)
         self.infeasible.pop(header.task_id, None)
+        self.unpin_restored(task)
         if header.deps:
             self._core.objects.unpin(header.deps)
         if header.nested:
@@ -769,6 +772,7 @@ class TaskTable:
             self.tasks.pop(task.header.task_id, None)
             self.infeasible.pop(task.header.task_id, None)
             self._core.pool.dequeue(task)
+            self.unpin_restored(task)
             self._detach(task)
             for oid in task.object_ids:
                 entry = self._core.objects.entries.get(oid)
