@@ -10,6 +10,7 @@ Run: python benchmarks/compare.py [--quick] [--million] [--ray-python PATH] [--j
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -85,13 +86,17 @@ ROWS = [
 class Figures:
     """What one side measured: the values of each run, and the rows committed in the last."""
 
+    #: Empty if a run failed.
     values: tuple[float, ...]
     committed: int | None = None
 
     @property
     def median(self) -> float:
-        """Return the median over the runs."""
-        return statistics.median(self.values)
+        """Return the median over the runs; NaN, which reaches no floor, if one failed."""
+        return statistics.median(self.values) if self.values else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.median:,.4g}" if self.values else "failed"
 
 
 def run_side(
@@ -143,14 +148,17 @@ def alternate(
 
 
 def _figures(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Figures]:
-    return {
-        name: Figures(
-            tuple(run["value"] for run in values),
-            int(values[-1]["committed"]) if "committed" in values[-1] else None,
-        )
-        for name, values in runs.items()
-        if values
-    }
+    figures: dict[str, Figures] = {}
+    for name, values in runs.items():
+        if any("error" in run for run in values):
+            figures[name] = Figures(())
+        elif values:
+            committed = values[-1].get("committed")
+            figures[name] = Figures(
+                tuple(run["value"] for run in values),
+                None if committed is None else int(committed),
+            )
+    return figures
 
 
 def verdict(row: Row, regrow: Figures, ray: Figures | None) -> str:
@@ -183,8 +191,8 @@ def table(rows: Sequence[Row], regrow: Mapping[str, Figures], ray: Mapping[str, 
         held = verdict(row, ours, theirs)
         result.add_row(
             row.title,
-            f"{ours.median:,.4g}",
-            f"{theirs.median:,.4g}" if theirs else "-",
+            str(ours),
+            str(theirs) if theirs else "-",
             row.unit,
             f"{ours.median / theirs.median:.2f}" if theirs else "-",
             floor_text(row),

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psycopg
 
+from regrow import _home, config
+from regrow.gcs import embedded
+
 #: The tables behind the views, so that no row counts twice.
 COUNT = "SELECT (SELECT count(*) FROM regrow.task_log) + (SELECT count(*) FROM regrow.object_log)"
 #: Puts are committed behind: a count that has not moved for so long is final.
@@ -23,22 +26,17 @@ def private_home() -> Iterator[Path]:
     Only for processes whose clusters end with them.
     """
     folder = Path(tempfile.mkdtemp(prefix="regrow-bench-"))
-    # Root's embedded server runs as another user, who must be able to pass.
-    folder.chmod(0o711)
-    state = folder / "state"
-    state.mkdir(mode=0o711)
-    os.environ["REGROW_HOME"] = str(folder / "home")
-    os.environ["REGROW_SYSTEM_STATE"] = str(state)
+    os.environ["REGROW_HOME"] = str(folder)
     try:
         yield folder
     finally:
+        # Root's server keeps its data elsewhere, as another user's.
+        embedded.destroy(_home.postgres_directory(folder))
         shutil.rmtree(folder)
 
 
 def committed_rows() -> int:
     """Return the number of rows in the running cluster's Postgres, once it moves no more."""
-    from regrow import _home, config
-
     running = _home.read_gcs(config.home())
     assert running is not None, "no cluster runs in this home"
     with psycopg.connect(running.postgres_url, autocommit=True) as connection:

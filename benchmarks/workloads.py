@@ -246,7 +246,10 @@ def _answer() -> int:
 
 
 def run(impl: str, rows: list[str], windows: Windows, durability: str) -> dict[str, Any]:
-    """Run the rows against one implementation and return {row: {value, committed}}."""
+    """Run the rows against one implementation.
+
+    Returns {row: {value, committed}}, or {row: {error}} for a row that failed.
+    """
     ray = importlib.import_module(impl)
     # Ray writes a line of its log for each start; regrow has none to silence.
     options = {"durability": durability} if impl == "regrow" else {"logging_level": "ERROR"}
@@ -260,7 +263,12 @@ def run(impl: str, rows: list[str], windows: Windows, durability: str) -> dict[s
         side = Side(ray, windows)
         for row in (row for row in ROWS if row in rows):
             before = committed_rows()
-            value = ROWS[row](side)
+            try:
+                value = ROWS[row](side)
+            except Exception as error:  # told, and the row fails: it must not cost the others
+                results[row] = {"error": f"{type(error).__name__}: {error}"}
+                print(f"{impl}: {row} failed: {results[row]['error']}", file=sys.stderr)
+                continue
             results[row] = {"value": value, "committed": committed_rows() - before}
             print(f"{impl}: {row} {value:.4g}", file=sys.stderr)
         ray.shutdown()
