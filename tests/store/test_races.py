@@ -357,6 +357,31 @@ def test_a_successor_ends_its_predecessors_unfinished_write(
     assert cluster.append(zombie).verdict == APPLIED
 
 
+def test_a_takeover_waits_for_a_write_that_has_begun(
+    postgres_world: PostgresWorld,
+    url: str,
+    blocker: psycopg.Connection[Any],
+    threads: ThreadPoolExecutor,
+) -> None:
+    cluster = Cluster(postgres_world)
+    dying = cluster.nodes[1]
+    cluster.log(dying, Batch(submitted=[cluster.task(dying)]))
+    blocker.execute("SELECT FROM regrow.task_log FOR UPDATE")
+    old = store_of(cluster)
+    fence = ops.Fence(cluster.epoch, *dying, "why", [cluster.nodes[0]])
+    writing = threads.submit(execute, old, fence)
+    writing_pid = until_blocks_another(cluster, pid_of(blocker), old.session)
+    postgres_world.advance(2 * TTL_S)
+    # Of the same session: it does not end the other's connections.
+    new = PostgresStore(url, connections=1, session=old.session)
+    taking = threads.submit(execute, new, ops.Lead("new", 0, TTL_S))
+    until_blocks_another(cluster, writing_pid, new.session)
+    blocker.rollback()
+    assert writing.result(ANSWER_TIMEOUT_S).landed
+    assert taking.result(ANSWER_TIMEOUT_S).epoch == cluster.epoch + 1
+    new.close()
+
+
 def test_a_fencing_whose_answer_was_lost_answers_the_same_again(
     cluster: Cluster, threads: ThreadPoolExecutor
 ) -> None:
