@@ -193,7 +193,7 @@ class Core:
             case events.ClientGone():
                 self._client_gone(event.client)
             case events.WorkerExited():
-                self.pool.never_came(event.number)
+                self._worker_exited(event.number)
             case events.PeerLost():
                 self.send_store(Suspect(event.node_id, event.incarnation, event.refused))
             case events.StoreLost():
@@ -634,6 +634,15 @@ class Core:
         if driver is not None:
             driver.said_bye = True
             self.send_store_held(CloseJob(driver.job, message.failed))
+
+    def _worker_exited(self, number: int) -> None:
+        """The process has ended. What it said last may still lie in its connection, which ends with
+        it, unless a child that it left behind has it too: that is not waited for."""
+        worker = self.pool.workers.get(number)
+        if worker is None:
+            self.pool.never_came(number)
+        else:
+            worker.exited_ms = self.now_ms
 
     def _client_gone(self, client: int) -> None:
         self.transport.client_gone(client)

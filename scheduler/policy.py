@@ -42,8 +42,9 @@ def choose(
     candidates = feasible(shape, nodes)
     if strategy.startswith("node:"):
         wanted, _, soft = strategy[5:].partition(":")
-        if any(node.node_id == int(wanted) for node in candidates):
-            return int(wanted)
+        for node in candidates:
+            if str(node.node_id) == wanted:  # what is no number names no node
+                return node.node_id
         if soft != "soft":
             return None
     if not candidates:

@@ -25,7 +25,7 @@ from regrow.messages import (
     TaskDone,
     Value,
 )
-from regrow.scheduler.events import KillWorker, StartWorker
+from regrow.scheduler.events import CloseClient, KillWorker, StartWorker
 from regrow.scheduler.ledger import Shape
 from regrow.scheduler.tasks import QUEUED, RUNNING, Task
 
@@ -39,14 +39,16 @@ STARTING_MAX: Final = 16
 IDLE_MS: Final = 5_000.0
 #: Tasks queued behind one that runs longer than this are taken back.
 TAKE_BACK_MS: Final = 25.0
+#: The connection of a process that has ended is closed after so long, if it has not closed itself.
+LAST_WORDS_MS: Final = 500.0
 
 
 class Worker:
     """A worker process."""
 
     __slots__ = (
-        "actor", "blocked", "client", "functions", "gpus", "idle_since_ms", "in_flight", "number",
-        "pid", "progress_ms", "retiring", "shape", "taking_back",
+        "actor", "blocked", "client", "exited_ms", "functions", "gpus", "idle_since_ms",
+        "in_flight", "number", "pid", "progress_ms", "retiring", "shape", "taking_back",
     )  # fmt: skip
 
     def __init__(self, number: int, pid: int, client: int) -> None:
@@ -66,6 +68,8 @@ class Worker:
         self.progress_ms = 0.0
         self.taking_back = False
         self.retiring = False
+        #: When its process ended; negative: it lives.
+        self.exited_ms = -1.0
 
 
 class Pool:
@@ -408,6 +412,8 @@ class Pool:
         """Takes back what waits behind a long task, and ends workers that nobody needs."""
         core = self._core
         for worker in self.by_client.values():
+            if 0 <= worker.exited_ms < now_ms - LAST_WORDS_MS:
+                core.emit(CloseClient(worker.client))
             if (
                 len(worker.in_flight) > 1
                 and worker.actor is None

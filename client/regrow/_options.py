@@ -15,6 +15,8 @@ from regrow.exceptions import UnsupportedOptionError
 from regrow.messages import KEYED, RETRY_EXCEPTIONS
 
 DEFAULT_MAX_RETRIES: Final = 3
+#: In units it is a number of 64 bits.
+_AMOUNT_MAX: Final = 1e14
 
 _SHARED: Final = frozenset({
     "num_cpus", "num_gpus", "memory", "resources", "name", "durability", "scheduling_strategy",
@@ -167,6 +169,8 @@ def _units(name: str, amount: Any) -> int:
         raise ValueError(f"The quantity of resource {name} must be non-negative, got {amount!r}")
     if amount > 1 and name == "GPU" and amount != int(amount):
         raise ValueError(f"GPUs over one must be whole, got {amount!r}")
+    if amount > _AMOUNT_MAX:
+        raise ValueError(f"{name}={amount!r} is more than the largest amount, {_AMOUNT_MAX:g}")
     units = round(amount * RESOURCE_UNIT)
     if amount and not units:
         raise ValueError(f"{name}={amount!r} is less than the smallest amount, {1 / RESOURCE_UNIT}")
@@ -235,6 +239,10 @@ def _strategy(value: Any) -> str:
     if value == "SPREAD":
         return "SPREAD"
     if hasattr(value, "node_id") and hasattr(value, "soft"):  # NodeAffinitySchedulingStrategy
+        if not str(value.node_id).isdecimal():
+            raise ValueError(
+                f"node_id={value.node_id!r} is no node's; regrow.nodes() tells them (NodeID)"
+            )
         return f"node:{value.node_id}" + (":soft" if value.soft else "")
     raise UnsupportedOptionError(
         f"scheduling_strategy={value!r} is not in this version of regrow; it knows 'DEFAULT', "
