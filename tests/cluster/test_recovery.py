@@ -162,17 +162,23 @@ def test_a_crashed_worker_costs_an_attempt(regrow_session: Any, tmp_path: Path) 
 
 def test_a_deep_chain_comes_back() -> None:
     depth = 10_000
+
+    @ray.remote
+    def grow() -> list[Any]:
+        ref = block.remote(0)
+        for _ in range(depth - 1):
+            ref = follow.remote(ref)
+        return [ref]
+
     with Cluster(initialize_head=True, head_node_args={"num_cpus": 0}) as cluster:
         first = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
         cluster.connect()
-        ref = block.remote(0)
-        for _ in range(depth - 1):
-            ref = follow.remote(ref)
-        ray.wait([ref], timeout=120, fetch_local=False)
+        (last,) = ray.get(grow.remote(), timeout=120)
+        ray.wait([last], timeout=120, fetch_local=False)
         cluster.add_node(num_cpus=2)
         cluster.remove_node(first, allow_graceful=False)
-        assert int(ray.get(ref, timeout=150)[0]) == (depth - 1) % 256
+        assert int(ray.get(last, timeout=150)[0]) == (depth - 1) % 256
         assert rebuilds(cluster) == depth
 
 

@@ -277,10 +277,19 @@ BEGIN
     END IF;
 
     IF r_task IS NOT NULL THEN
-        UPDATE regrow.rebuilds b SET finished_at = v_now, differs = r.differs
-        FROM unnest(r_task, r_differs) AS r (task_id, differs)
-        WHERE b.task_id = r.task_id AND b.finished_at IS NULL
-            AND b.node_id = p_node AND b.incarnation = p_incarnation;
+        -- One by one: a join planned while the table was small would go through all open rebuilds for
+        -- each of them.
+        FOR v_rows IN 1 .. cardinality(r_task) LOOP
+            UPDATE regrow.rebuilds b SET finished_at = v_now, differs = r_differs[v_rows]
+            WHERE b.task_id = r_task[v_rows] AND b.finished_at IS NULL
+                AND b.node_id = p_node AND b.incarnation = p_incarnation;
+        END LOOP;
+    END IF;
+    -- A large batch on a busy machine may take as long as a lease: its node is alive all the same. Who
+    -- wants to fence it waits for our row lock and then sees this.
+    IF regrow.now() > v_now + interval '0.5 s' THEN
+        UPDATE regrow.nodes SET lease_expires_at = regrow.now() + lease_ttl
+        WHERE node_id = p_node AND incarnation = p_incarnation;
     END IF;
     RETURN 'applied';
 END $$;
