@@ -92,12 +92,23 @@ class Call(Struct, frozen=True):
 class _Request:
     """Something asked of the node that one message answers."""
 
-    __slots__ = ("answer", "done", "message")
+    __slots__ = ("_settled", "answer", "message")
 
     def __init__(self, message: Message) -> None:
         self.message = message
         self.answer: Created | Answer | None = None
-        self.done = threading.Event()
+        self._settled = threading.Event()
+
+    def settle(self, answer: Created | Answer | None) -> None:
+        """The answer; None: there will be none."""
+        self.answer = answer
+        self._settled.set()
+
+    def is_done(self) -> bool:
+        return self._settled.is_set()
+
+    def sleep(self, timeout_s: float | None) -> bool:
+        return self._settled.wait(timeout_s)
 
 
 class Client:
@@ -300,8 +311,8 @@ class Client:
     ) -> None:  # fmt: skip
         try:
             self.link.flush()
-            if not waiter.sleep(0):
-                self.blocking(lambda: waiter.sleep(timeout_s))
+            if not waiter.is_done():
+                self.blocking(lambda: self.link.wait(waiter, timeout_s))
         finally:
             if waiter.missing > 0:
                 self.refs.forget(refs, waiter)
@@ -341,7 +352,7 @@ class Client:
         try:
             self.link.post(message)
             self.link.flush()
-            if not request.done.wait(timeout_s):
+            if not self.link.wait(request, timeout_s):
                 raise GetTimeoutError(f"the node did not answer {message!r} in {timeout_s} s")
         finally:
             self._requests.pop(key, None)
@@ -353,8 +364,7 @@ class Client:
     def _answered(self, key: int | bytes, answer: Created | Answer) -> None:
         request = self._requests.get(key)
         if request is not None:
-            request.answer = answer
-            request.done.set()
+            request.settle(answer)
         elif isinstance(answer, Answer):
             return  # it came too late
         elif answer.location is not None:
@@ -423,7 +433,7 @@ class Client:
         self.link.fail(failure)
         self.refs.fail_all(SystemFailure(ClusterConnectionError.code, str(failure)))
         for request in list(self._requests.values()):
-            request.done.set()
+            request.settle(None)
 
     def resume(self, connection: Connection) -> None:
         """Go on over a new connection: declare anew what is held and awaited."""

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Raw
 
+from regrow._reader import Awaited, Reader
 from regrow.exceptions import BY_CODE, ClusterConnectionError, RayError
 from regrow.messages import (
     Committed,
@@ -55,7 +56,7 @@ class Peer(Protocol):
     """Who owns the link."""
 
     def receive(self, message: NodeMessage) -> None:
-        """A message came; called on the link's reading thread only."""
+        """A message came; on any thread that waits, but one at a time."""
 
     def collect_drops(self) -> list[bytes]:
         """References that died."""
@@ -125,10 +126,10 @@ class Link:
         self._armed = False
         self._wake = threading.Lock()
         self._wake.acquire()
-        self._credit = threading.Condition(threading.Lock())
+        self._credit = _Credit(self)
         self._closed = False
         self._failure: RayError | None = None
-        self._reader = threading.Thread(target=self._read, name="regrow-reader", daemon=True)
+        self._reader = Reader(connection, self._handle, self._renew, peer.failed)
         self._flusher = threading.Thread(target=self._tick, name="regrow-flusher", daemon=True)
 
     def start(self) -> None:
@@ -173,8 +174,7 @@ class Link:
 
     def flush(self) -> None:
         """Send everything that is queued. Raises ClusterConnectionError when the node is gone."""
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         with self._sending:
             if self._in_flush:
                 return
@@ -240,11 +240,19 @@ class Link:
     def await_credit(self) -> None:
         """Wait until the window has room again; raises ClusterConnectionError if it never will."""
         self.flush()
-        with self._credit:
-            while self.over_window:
-                if self._failure is not None:
-                    raise self._failure
-                self._credit.wait()
+        while self.over_window:
+            self.check()
+            self._reader.wait(self._credit, None)
+
+    def check(self) -> None:
+        """Raises ClusterConnectionError if the node is gone for good."""
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the node is gone for good."""
+        return self._failure is not None
 
     def _committed(self, count: int) -> None:
         uncommitted = self._uncommitted
@@ -252,8 +260,7 @@ class Link:
         for _ in range(min(count, len(uncommitted))):
             uncommitted.popleft()
         if was_over:
-            with self._credit:
-                self._credit.notify_all()
+            self._credit.notify()
 
     # --- receiving --------------------------------------------------------------------------------
 
@@ -262,33 +269,21 @@ class Link:
         """Whether ``close`` was called."""
         return self._closed
 
-    def _read(self) -> None:
-        try:
-            self._read_frames()
-        except Exception as error:
-            self._peer.failed(error)
+    def wait(self, awaited: Awaited, timeout_s: float | None) -> bool:
+        """Wait for something that the node will say; the caller has flushed."""
+        return self._reader.wait(awaited, timeout_s)
 
-    def _read_frames(self) -> None:
-        connection = self._connection
-        bodies = connection.early
-        while not self._closed:
-            try:
-                for body in bodies:
-                    message = node_decoder.decode(body)
-                    if type(message) is Committed:
-                        self._committed(message.count)
-                    else:
-                        self._peer.receive(message)
-                data = connection.socket.recv(_READ_SIZE)
-                bodies = connection.frames.feed(data) if data else []
-            except (OSError, FrameError, msgspec.MsgspecError):
-                data = b""
-            if not data and not self._closed:
-                connection.socket.close()
-                if not self._peer.disconnected():
-                    return
-                connection = self._connection
-                bodies = connection.early
+    def _handle(self, message: NodeMessage) -> None:
+        if type(message) is Committed:
+            self._committed(message.count)
+        else:
+            self._peer.receive(message)
+
+    def _renew(self) -> Connection | None:
+        if self._closed:
+            return None
+        self._connection.socket.close()
+        return self._connection if self._peer.disconnected() else None
 
     def _tick(self) -> None:
         while not self._closed:
@@ -311,7 +306,7 @@ class Link:
     def attach(self, connection: Connection, first: list[Message], last: list[Message]) -> None:
         """Go on over ``connection``: ``first``, the uncommitted submissions, ``last``.
 
-        Called on the reading thread (from ``disconnected``).
+        Called from ``disconnected``, on the reader's own thread.
         """
         with self._sending:
             self._connection = connection
@@ -325,8 +320,7 @@ class Link:
     def fail(self, failure: RayError) -> None:
         """There will be no connection any more."""
         self._failure = failure
-        with self._credit:
-            self._credit.notify_all()
+        self._credit.notify()
 
     def close(self, last: Message | None = None) -> None:
         """Send what is queued, and ``last``, and end both threads."""
@@ -339,10 +333,9 @@ class Link:
         with contextlib.suppress(OSError):  # it may be closed already
             self._connection.socket.shutdown(socket.SHUT_RDWR)
         self.arm()
-        current = threading.current_thread()
-        for thread in (self._reader, self._flusher):
-            if thread is not current and thread.is_alive():
-                thread.join()
+        self._reader.close()
+        if self._flusher.is_alive() and self._flusher is not threading.current_thread():
+            self._flusher.join()
         self._connection.socket.close()
 
     def abandon(self) -> None:
@@ -352,3 +345,22 @@ class Link:
             "this process was forked from one that is connected; call regrow.init() here"
         )
         os.close(self._connection.socket.detach())
+
+
+class _Credit:
+    """Room in the window, as something to wait for."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._news = threading.Condition(threading.Lock())
+
+    def is_done(self) -> bool:
+        return not self._link.over_window or self._link.is_over
+
+    def sleep(self, timeout_s: float | None) -> bool:
+        with self._news:
+            return self._news.wait_for(self.is_done, timeout_s)
+
+    def notify(self) -> None:
+        with self._news:
+            self._news.notify_all()

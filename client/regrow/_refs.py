@@ -142,6 +142,10 @@ class Waiter:
         if self.missing == 0:
             self._lock.release()
 
+    def is_done(self) -> bool:
+        """Whether all are ready."""
+        return self.missing <= 0
+
     def sleep(self, timeout_s: float | None) -> bool:
         """Whether all were ready in time."""
         return self._lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0))

@@ -52,7 +52,7 @@ class Worker(Client):
         super().__init__(connection, "worker", "commit", memory)
         self.executor = Executor(self)
         self._queue: deque[RunTask] = deque()
-        self._news: SimpleQueue[None] = SimpleQueue()
+        self._news = _News(self)
         self._leaving = False
         #: Of an actor that runs several calls at once.
         self._calls: Calls | None = None
@@ -60,17 +60,17 @@ class Worker(Client):
         self.on(TakeBack, lambda message: self._return_unstarted(message.count))
         self.on(Exit, self._exit)
 
-    # --- on the reading thread --------------------------------------------------------------------
+    # --- on whichever thread reads ----------------------------------------------------------------
 
     def _run(self, message: Run) -> None:
         if message.functions:
             self.executor.define(message.functions)
         self._queue.extend(message.tasks)
-        self._news.put(None)
+        self._news.tell()
 
     def _exit(self, _message: Exit) -> None:
         self._leaving = True
-        self._news.put(None)
+        self._news.tell()
 
     def _return_unstarted(self, count: int) -> None:
         taken: list[bytes] = []
@@ -82,6 +82,11 @@ class Worker(Client):
             taken.append(_task_id(run.spec))
         self.link.post(Returned(taken[::-1]))
         self.link.flush()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the main thread has something to do."""
+        return bool(self._queue) or self._leaving or self.executor.exiting
 
     def disconnected(self) -> bool:
         os._exit(0)
@@ -114,7 +119,7 @@ class Worker(Client):
                 unsent = 0
                 if self._leaving:
                     break
-                self._news.get()
+                link.wait(self._news, None)
                 continue
             if self._calls is not None:
                 self._calls.start(run)
@@ -138,7 +143,7 @@ class Worker(Client):
         """A call of a concurrent actor ended, on any thread."""
         self.link.submit(done)
         if self.executor.exiting:
-            self._news.put(None)
+            self._news.tell()
 
     def source(self) -> tuple[int, str]:
         """Number of the job and label of what runs, for its output."""
@@ -149,6 +154,30 @@ class Worker(Client):
         if task.actor_id:
             return task.job, task.name.rpartition(".")[0]
         return task.job, task.name
+
+
+class _News:
+    """Something to do, as something to wait for. Only the main thread waits."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._asleep = False
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+
+    def is_done(self) -> bool:
+        return self._worker.has_work
+
+    def sleep(self, timeout_s: float | None) -> bool:
+        self._asleep = True
+        while not self._worker.has_work:
+            self._tokens.get(timeout=timeout_s)
+        self._asleep = False
+        return True
+
+    def tell(self) -> None:
+        """There is something to do now; from any thread."""
+        if self._asleep:
+            self._tokens.put(None)
 
 
 def run(path: str, token: str, number: int, arena_fd: int) -> int:
