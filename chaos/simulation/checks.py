@@ -170,7 +170,22 @@ class Checks:
 
     # --- the log ----------------------------------------------------------------------------------
 
-    def appended(self, append: Append, result: AppendResult) -> None:
+    def append(self, append: Append) -> AppendResult:
+        """Carries a batch out, and looks at what that did."""
+        store = self._cluster.database.store
+        key = (append.node, append.incarnation)
+        before = store.nodes[key]
+        events = len(store.events)
+        result = store.append(append)
+        if result.verdict == ops.APPLIED:
+            self.require(before.view.alive, f"a batch of {key} was applied after its fencing")
+        if append.number <= before.last_batch:
+            unchanged = store.nodes[key] is before and len(store.events) == events
+            self.require(unchanged, f"batch {append.number} of {key} was applied twice")
+        self._appended(append, result)
+        return result
+
+    def _appended(self, append: Append, result: AppendResult) -> None:
         """A batch was answered."""
         if result.verdict == ops.CONFLICT:
             self.require(self._cluster.faults.may_fail, f"conflict without fault: {result.detail}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from msgspec import Struct
 
@@ -18,12 +17,14 @@ from regrow.chaos.simulation.world import LivenessViolation, World
 from regrow.config import Config
 from regrow.gcs.core_events import ANSWERED, REFUSED, SILENT
 from regrow.ids import ContentIds, function_id
-from regrow.messages import FunctionDef, PeerMessage, Resources
+from regrow.messages import FunctionDef, PeerMessage, Resources, RunTask, header_decoder
 from regrow.scheduler import events
 
 #: Faults end after so much virtual time, milliseconds; and so much later everything has to be done.
 FAULTS_MS = 4_000.0
-LIVENESS_MS = 120_000.0
+LIVENESS_MS = 60_000.0
+#: More steps than that are a livelock.
+STEPS_MAX = 150_000
 
 
 class Scale(Struct):
@@ -110,7 +111,7 @@ class Cluster:
         self._driver_sites = []
         maker = ProgramMaker(rng, profile, self.programs)
         for _ in range(drivers):
-            self._driver_sites.append(maker.driver(operations // 3 // drivers).site)
+            self._driver_sites.append(maker.driver(operations // 2 // drivers).site)
         self.golden = Evaluation(self.programs)
         for site in self._driver_sites:
             self.golden.run(site, [], [])
@@ -149,7 +150,7 @@ class Cluster:
             for _ in range(50):
                 if not world.step():
                     raise LivenessViolation("nothing happens any more")
-            if world.now > limit_ms:
+            if world.now > limit_ms or world.steps > STEPS_MAX:
                 raise LivenessViolation(f"{why()} ({world.now / 1000:.1f} s)")
 
     def driver_done(self, driver: SimDriver) -> None:
@@ -246,14 +247,7 @@ class Cluster:
         if node is None or node.paused:
             answer(None)
             return
-        serving = node.life
         node.asked_for_bytes(asker.node_id, effect.key[0], answer)
-        self.world.after(3_000.0, self._serve_lost, asker, life, node, serving, effect)
-
-    def _serve_lost(
-        self, asker: NodeShell, life: int, node: NodeShell, serving: int, effect: events.FetchBytes
-    ) -> None:
-        """The peer died before it answered."""
 
     def node_is_down(self, node: NodeShell) -> None:
         """Its connections are reset."""
@@ -315,9 +309,7 @@ class Cluster:
         node.worker_dies(worker)
 
     @staticmethod
-    def task_id_of(run: Any) -> bytes:
-        from regrow.messages import header_decoder
-
+    def task_id_of(run: RunTask) -> bytes:
         return header_decoder.decode(run.spec).task_id
 
     def fault_gcs_crash(self) -> None:

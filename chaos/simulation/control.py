@@ -53,9 +53,8 @@ class Database:
         if not self.up or faults.append_is_lost():
             node.run(life, node.break_log)
             return
-        result = self.store.append(append)
+        result = self.cluster.checks.append(append)
         self.world.trace("postgres", f"{append.node}.{append.incarnation} {append.number}", result)
-        self.cluster.checks.appended(append, result)
         if faults.answer_is_lost():
             node.run(life, node.break_log)
             return

@@ -23,9 +23,9 @@ KINDS: Final = (
 
 #: Mean time between two faults of a kind, milliseconds.
 INTERVALS: Final = {
-    "cut_links": 400.0, "node_crash": 500.0, "node_pause": 900.0, "worker_crash": 60.0,
-    "gcs_crash": 900.0, "session_break": 250.0, "log_break": 150.0, "postgres_stop": 900.0,
-    "driver_break": 500.0,
+    "cut_links": 80.0, "node_crash": 120.0, "node_pause": 150.0, "worker_crash": 15.0,
+    "gcs_crash": 150.0, "session_break": 50.0, "log_break": 40.0, "postgres_stop": 200.0,
+    "driver_break": 100.0,
 }  # fmt: skip
 
 

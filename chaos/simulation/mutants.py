@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 from regrow.chaos.sim_store import SimStore
+from regrow.chaos.sim_tables import NodeKey, NodeRow
 from regrow.config import Config
 from regrow.gcs.core import Core as ControlCore
 from regrow.gcs.core_events import Settings
-from regrow.ids import ContentIds
+from regrow.gcs.operations import Append
+from regrow.ids import TASK_ID_SIZE, ContentIds
+from regrow.messages import Value
 from regrow.objectstore.core import StoreCore
 from regrow.objectstore.effects import ObjectKey
 from regrow.scheduler.core import Core, NodeSettings
+from regrow.scheduler.events import Effect
+from regrow.scheduler.journal import Journal
 
 
 class Mutation:
@@ -33,4 +39,90 @@ class Mutation:
         return ContentIds(job_root, parent_id)
 
 
-MUTANTS: dict[str, type[Mutation]] = {}
+class _UnfencedStore(SimStore):
+    def judge(self, row: NodeRow | None, append: Append) -> str | None:
+        if row is not None and not row.view.alive and row.last_batch == append.number - 1:
+            return None
+        return super().judge(row, append)
+
+
+class FencingOff(Mutation):
+    """Batches of an incarnation that was declared dead are applied all the same."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _UnfencedStore(now)
+
+
+class _HastyJournal(Journal):
+    def hold(self, effect: Effect) -> bool:
+        return False
+
+    def hold_value(self, client: int, value: Value) -> bool:
+        return False
+
+
+class OutputReleasedEarly(Mutation):
+    """Results leave the node before their batch is committed."""
+
+    def core(
+        self, settings: NodeSettings, config: Config, store: StoreCore,
+        file_path: Callable[[ObjectKey], str],
+    ) -> Core:  # fmt: skip
+        core = super().core(settings, config, store, file_path)
+        core.journal = _HastyJournal(core.self_id)
+        return core
+
+
+class _ForgetfulStore(SimStore):
+    def _reap(self, heirs: list[NodeKey], attempts: int) -> None:
+        return
+
+
+class HolderForgotten(Mutation):
+    """A fence declares a node dead, but gives its unfinished tasks to nobody."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _ForgetfulStore(now)
+
+
+class _RepeatingStore(SimStore):
+    def judge(self, row: NodeRow | None, append: Append) -> str | None:
+        if row is not None and row.view.alive and row.last_batch >= append.number:
+            return None
+        return super().judge(row, append)
+
+
+class BatchAppliedTwice(Mutation):
+    """A batch that is sent again, because its answer was lost, is applied again."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _RepeatingStore(now)
+
+
+class _CountingIds(ContentIds):
+    def __init__(self, job_root: bytes, parent_id: bytes) -> None:
+        super().__init__(job_root, parent_id)
+        self._key = job_root + parent_id
+        self._count = 0
+
+    def next_id(self, content: bytes) -> bytes:
+        self._count += 1
+        text = self._key + self._count.to_bytes(8, "big")
+        return blake2b(text, digest_size=TASK_ID_SIZE).digest()
+
+
+class IdReused(Mutation):
+    """Ids count submissions instead of hashing what is called: a replay whose ``wait`` answers in
+    another order gives one call the id of another."""
+
+    def content_ids(self, job_root: bytes, parent_id: bytes) -> ContentIds:
+        return _CountingIds(job_root, parent_id)
+
+
+MUTANTS: dict[str, type[Mutation]] = {
+    "fencing-off": FencingOff,
+    "output-released-early": OutputReleasedEarly,
+    "holder-forgotten": HolderForgotten,
+    "batch-applied-twice": BatchAppliedTwice,
+    "id-reused": IdReused,
+}

@@ -80,6 +80,7 @@ class NodeShell:
         self._dead: set[int] = set()
         self._fetches = 0
         self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
+        self._askers: dict[int, Callable[[bytes | None], None]] = {}
         self._outbox: deque[ToStore] = deque()
         self.session = 0
         self._session_up: Pipe | None = None
@@ -118,6 +119,8 @@ class NodeShell:
 
     def _end_connections(self) -> None:
         self.cluster.node_is_down(self)
+        for answer in self._askers.values():
+            answer(None)
         for number, client in list(self.clients.items()):
             if isinstance(client, SimDriver):
                 self._down[number].send(self._lost_node, client, number)
@@ -567,8 +570,10 @@ class NodeShell:
         """A peer wants bytes."""
         self._fetches += 1
         number, life = self._fetches, self.life
+        self._askers[number] = answer
 
         def served(effect: events.ServeBytes) -> None:
+            del self._askers[number]
             if effect.offset == -2:
                 answer(None)
                 return
