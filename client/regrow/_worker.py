@@ -119,7 +119,10 @@ class Worker(Client):
                 unsent = 0
                 if self._leaving:
                     break
-                link.wait(self._news, None)
+                if self._calls is None:
+                    link.wait(self._news, None)
+                else:  # other threads make news, too, and cannot wake one that reads
+                    self._news.sleep(None)
                 continue
             if self._calls is not None:
                 self._calls.start(run)
