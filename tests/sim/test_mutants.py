@@ -1,0 +1,42 @@
+"""The checks find bugs that were put in: each within a few seeds of the thousand that always run.
+
+Which seeds catch a mutant is found by ``python -m regrow.chaos.simulation --mutant NAME``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from regrow.chaos.simulation.mutants import MUTANTS
+from regrow.chaos.simulation.runner import run_seed, run_seeds
+
+#: What its report says, and the first seeds to look at.
+EXPECTED = {
+    "fencing-off": ("was applied after its fencing", 100),
+    "output-released-early": ("before its commit", 10),
+    "holder-forgotten": ("is held by a dead node", 50),
+    "batch-applied-twice": ("was applied twice", 50),
+    "id-reused": ("is of call", 1000),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", sorted(MUTANTS))
+def test_a_seeded_bug_is_caught(mutant: str) -> None:
+    words, seeds = EXPECTED[mutant]
+    for seed in range(seeds):
+        _, error = run_seed(seed, mutant)
+        if words in error:
+            break
+    else:
+        pytest.fail(f"{mutant} was not caught in {seeds} seeds")
+    _, error = run_seed(seed)
+    assert not error, "the seed fails without the mutant, too"
+
+
+def test_a_failing_seed_names_the_command_that_replays_it() -> None:
+    report = run_seeds(range(20), "output-released-early", stop_at=1)
+    assert len(report.failures) == 1
+    failure = report.failures[0]
+    command = f"python -m regrow.chaos.simulation --seed {failure.seed} --mutant output-released-early"
+    assert command in str(failure)
