@@ -5,9 +5,9 @@ where they are until ``Layout.write_into`` copies them, once, to their final pla
 as read-only views of the store. Must not know where objects live, nor what a reference is beyond
 its id.
 
-Plain values (exact builtin scalars, flat containers of them, numeric arrays) go through the C
-pickler, in about 1 us; everything else through cloudpickle, in 10 us and more, because only
-cloudpickle pickles functions and classes of ``__main__`` by value.
+Plain values (exact builtin scalars, numeric arrays, containers of them a few levels deep) go
+through the C pickler, in about 1 us; everything else through cloudpickle, in 10 us and more,
+because only cloudpickle pickles functions and classes of ``__main__`` by value.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from regrow.objectstore.unpicklable import explain
 _PROTOCOL = 5
 # A bytes value from this size on travels out of band, which saves one copy of it.
 _LARGE_BYTES = 64 * 1024
+# Containers nested deeper are left to cloudpickle.
+_DEPTH = 4
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
@@ -166,27 +168,24 @@ def _collect_into(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], 
     return collect
 
 
-def _is_plain(value: object, ref_types: frozenset[type]) -> bool:
+def _is_plain(value: object, ref_types: frozenset[type], depth: int = _DEPTH) -> bool:
     """Whether the C pickler pickles ``value`` just as cloudpickle would."""
     kind = type(value)
     if kind is tuple or kind is list or kind is set or kind is frozenset:
         items: Any = value
     elif kind is dict:
-        if not _are_plain(value.keys(), ref_types):  # type: ignore[attr-defined]
+        if not _are_plain(value.keys(), ref_types, depth):  # type: ignore[attr-defined]
             return False
         items = value.values()  # type: ignore[attr-defined]
     else:
         return kind in ref_types or _is_numeric_array(value)
-    return _are_plain(items, ref_types)
+    return depth > 0 and _are_plain(items, ref_types, depth)
 
 
-def _are_plain(items: Any, ref_types: frozenset[type]) -> bool:
+def _are_plain(items: Any, ref_types: frozenset[type], depth: int) -> bool:
     if _SCALARS.issuperset(map(type, items)):
         return True
-    return all(
-        type(item) in _SCALARS or type(item) in ref_types or _is_numeric_array(item)
-        for item in items
-    )
+    return all(type(item) in _SCALARS or _is_plain(item, ref_types, depth - 1) for item in items)
 
 
 def _is_numeric_array(value: object) -> bool:

@@ -87,6 +87,7 @@ def plain_only(monkeypatch: pytest.MonkeyPatch) -> None:
         None, 1, 2.5, "text", b"bytes", b"x" * 100_000, 1j,
         (1, "a"), [1, 2], {"a": 1}, {1, 2}, frozenset({3}), (), {},
         np.arange(3), [np.ones(2), 1], {"w": np.zeros((2, 2))},
+        [[1], {"a": (np.ones(1),)}], {(1,): 2},
     ],
 )  # fmt: skip
 def test_plain_values_do_not_need_cloudpickle(value: object) -> None:
@@ -103,7 +104,10 @@ def test_references_do_not_need_cloudpickle() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [lambda: 1, Point(1), [[1]], OrderedDict(a=1), np.array([lambda: 1]), (Ref(b"1"),), {(1,): 2}],
+    [
+        lambda: 1, Point(1), [[[[[[1]]]]]], {"a": [(lambda: 1,)]}, OrderedDict(a=1),
+        np.array([lambda: 1]), (Ref(b"1"),), {(len,): 2},
+    ],
 )
 def test_values_that_may_hold_code_go_through_cloudpickle(
     value: object, monkeypatch: pytest.MonkeyPatch
