@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
+import psycopg
 import pytest
 
 from regrow.gcs import operations as ops
@@ -16,6 +19,7 @@ from regrow.gcs.core_events import Settings
 from regrow.gcs.operations import Append, Batch, Outcome, Submitted
 from regrow.gcs.service import ControlStore
 from regrow.gcs.session import METHOD, grpc, pack
+from regrow.gcs.store import PostgresStore
 from regrow.ids import CountedIds, object_id
 from regrow.messages import (
     OK,
@@ -227,16 +231,16 @@ def test_a_silent_node_is_fenced_by_its_lease_and_its_tasks_reassigned(
     postgres: PostgresWorld,
 ) -> None:
     async def test() -> None:
-        async with control_store(postgres, lease_ttl_s=0.8) as world:
+        async with control_store(postgres) as world:
             one, two = await world.join(), await world.join()
+            world.service.core.fencing.not_before = 0.0  # its first lease is over
             one.send(OpenJob(7, 0, "test", 1))
             job = await one.expect(JobOpened)
             task = ids_of(job.job_root)()
             world.append(two, functions=[FUNCTION], submitted=[submitted(task, job.job, two)])
             postgres.sql.execute(
-                "UPDATE regrow.nodes SET lease_expires_at = 'infinity' WHERE node_id = 1"
+                "UPDATE regrow.nodes SET lease_expires_at = regrow.now() WHERE node_id = 2"
             )
-            await two.hang_up()
             reassigned = await one.expect(Reassigned)
             held = reassigned.tasks[0]
             assert header_decoder.decode(held.spec).task_id == task
@@ -480,6 +484,42 @@ def test_an_ephemeral_cluster_stops_when_its_last_job_has_ended(postgres: Postgr
             assert rows == [(False,)], "nobody meets a ghost at the next start"
 
     run(test())
+
+
+def test_leadership_is_renewed_while_a_long_write_runs_but_not_taken(
+    postgres: PostgresWorld,
+) -> None:
+    lead = postgres.execute(ops.Lead("one", 0, 2.0))
+    other = PostgresStore(postgres.url, session=postgres.store.session)
+    view = Node("").view
+    node = postgres.execute(ops.RegisterNode(lead.epoch, view, 3.0))
+    fence = ops.Fence(lead.epoch, node.node_id, node.incarnation, "test", [])
+    with ThreadPoolExecutor(2) as threads:
+        with postgres.sql.transaction():
+            postgres.sql.execute("SELECT FROM regrow.nodes FOR UPDATE")
+            fencing = threads.submit(postgres.execute, fence)
+            _await_lock_waiters(postgres, 1)
+            assert postgres.execute(ops.Lead("one", lead.epoch, -1.0)).epoch == lead.epoch
+            taking = threads.submit(other.execute, ops.Lead("two", 0, 2.0))
+            _await_lock_waiters(postgres, 2)
+        assert fencing.result(TIMEOUT_S).landed
+        taken = taking.result(TIMEOUT_S)
+    assert isinstance(taken, ops.Leadership)
+    assert taken.epoch == lead.epoch + 1
+    other.close()
+    assert postgres.execute(fence) == ops.NotLeader()
+
+
+def _await_lock_waiters(postgres: PostgresWorld, count: int) -> None:
+    """Until so many sessions wait for a lock."""
+    with psycopg.connect(postgres.url, autocommit=True) as sql:
+        deadline = time.monotonic() + TIMEOUT_S
+        query = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        while sql.execute(query).fetchone() != (count,):
+            assert time.monotonic() < deadline
 
 
 def test_leadership_is_given_up_at_the_end_so_that_a_successor_need_not_wait(
