@@ -48,6 +48,7 @@ from regrow.messages import (
     Drop,
     FunctionDef,
     Located,
+    Location,
     NodeMessage,
     PutValue,
     Read,
@@ -181,7 +182,7 @@ class Client:
         )  # fmt: skip
         make = self.refs.own if parent.counted_ids is None else self.refs.fresh
         refs = [make(object_id(task_id, index)) for index in range(call.num_returns)]
-        self._submit(Raw(encode(spec)))
+        self.submit(Raw(encode(spec)))
         return refs
 
     def define(self, definition: FunctionDef) -> None:
@@ -189,7 +190,8 @@ class Client:
         self._defined[definition.function_id] = definition
         self.link.post(DefineFunctions([definition]))
 
-    def _submit(self, item: Submission) -> None:
+    def submit(self, item: Submission) -> None:
+        """Queue a submission, and wait while too many are not committed."""
         link = self.link
         if link.submit(item):
             link.flush()
@@ -219,19 +221,29 @@ class Client:
                 ref._id, parent.task_id, parent.job, digest(data), data, refs
             )
         else:
-            written = self.write_object(ref._id, 0, layout)
+            location = self.make_room(ref._id, 0, layout.size)
+            with self.memory.writable(location) as room:
+                written = layout.write_into(room)
             item = Seal(ref._id, parent.task_id, parent.job, layout.size, written, refs)
+            self.sealed(item, location)
             self.refs.known(ref, None)
-        self._submit(item)
+        self.submit(item)
         return ref
 
-    def write_object(self, oid: bytes, attempt: int, layout: Layout) -> bytes:
-        """Write an object into room that the node makes; its digest. The caller seals it."""
-        answer = self._request(oid, Create(oid, attempt, layout.size), None)
+    def sealed(self, put: Seal, location: Location) -> None:
+        """A large put is written, and about to be told."""
+
+    def make_room(self, oid: bytes, attempt: int, size: int) -> Location:
+        """Where to write an object; the caller seals it. Raises ObjectStoreFullError."""
+        answer = self._request(oid, Create(oid, attempt, size), None)
         assert isinstance(answer, Created)
         if answer.location is None:
             raise as_error(answer.error or SystemFailure("system", "the node made no room"))
-        with self.memory.writable(answer.location) as room:
+        return answer.location
+
+    def write_object(self, oid: bytes, attempt: int, layout: Layout) -> bytes:
+        """Write an object into room that the node makes; its digest. The caller seals it."""
+        with self.memory.writable(self.make_room(oid, attempt, layout.size)) as room:
             return layout.write_into(room)
 
     # --- values -----------------------------------------------------------------------------------
@@ -435,8 +447,11 @@ class Client:
         for request in list(self._requests.values()):
             request.settle(None)
 
-    def resume(self, connection: Connection) -> None:
-        """Go on over a new connection: declare anew what is held and awaited."""
+    def resume(self, connection: Connection) -> list[Seal]:
+        """Go on over a new connection: declare anew what is held and awaited.
+
+        Returns the large puts that were not committed yet.
+        """
         holding, pending, reading = self.refs.held()
         first: list[Message] = []
         if self._defined:
@@ -450,7 +465,7 @@ class Client:
             last.append(Read(reading))
         last.extend(request.message for request in list(self._requests.values()))
         self.welcome = connection.welcome
-        self.link.attach(connection, first, last)
+        return self.link.attach(connection, first, last)
 
     def _on_news(self) -> None:
         link = self.__dict__.get("link")

@@ -5,17 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from regrow._client import Client
 from regrow._context import Running, driver_task
-from regrow._link import Connection
+from regrow._link import Connection, Message
 from regrow._memory import Memory
 from regrow._output import print_lines
 from regrow.exceptions import ClusterConnectionError, RayError
-from regrow.messages import PROTOCOL_VERSION, Hello, Printed, ReplayDifference
+from regrow.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    Location,
+    Printed,
+    ReplayDifference,
+    Seal,
+    SystemFailure,
+)
+from regrow.objectstore.layout import digest
 
 logger = logging.getLogger("regrow")
 
@@ -42,8 +52,10 @@ class Driver(Client):
         self.job = connection.welcome.job
         self.running = Running(driver_task(self.job, connection.welcome.job_root, namespace))
         self._log_to_driver = log_to_driver
-        #: Mappings of nodes that died: values may still lie there.
-        self._old_memory: list[Memory] = []
+        #: Large puts of ours: the node that dies takes them along, but not what is mapped here.
+        self._puts: dict[bytes, tuple[Seal, Location]] = {}
+        self._puts_held = 0
+        self._helpers: list[threading.Thread] = []
         self.on(Printed, self._print)
         self.on(ReplayDifference, _warn)
         self.link.start()
@@ -91,9 +103,58 @@ class Driver(Client):
         except BaseException:
             connection.socket.close()
             raise
-        self._old_memory.append(self.memory)
+        lost, old = self._puts, self.memory
+        self._puts = {}
         self.memory = memory
-        self.resume(connection)
+        unknown = {seal.object_id for seal in self.resume(connection)}
+        if lost:
+            thread = threading.Thread(
+                target=self._put_again, args=(lost, unknown, old), name="regrow-put-again"
+            )
+            self._helpers.append(thread)
+            thread.start()
+        else:
+            old.close()
+
+    # --- large puts outlive the node's memory -----------------------------------------------------
+
+    def sealed(self, put: Seal, location: Location) -> None:
+        if len(self._puts) > 2 * self._puts_held + 64:
+            self._puts = {oid: what for oid, what in self._puts.items() if self.refs.is_held(oid)}
+            self._puts_held = len(self._puts)
+        self._puts[put.object_id] = (put, location)
+
+    def _put_again(
+        self, lost: dict[bytes, tuple[Seal, Location]], unknown: set[bytes], old: Memory
+    ) -> None:
+        """Write again what the dead node held in its memory, which is still mapped here.
+
+        What it has spilled meanwhile, or given to others, does not have the digest any more: it may
+        be in storage, but not if the log does not even know it (``unknown``).
+        """
+        for oid, (put, location) in lost.items():
+            if not self.refs.is_held(oid):
+                continue
+            try:
+                data = old.bytes_at(location)
+                if data is not None and digest(data) == put.digest:
+                    room = self.make_room(oid, 0, put.size)
+                    with self.memory.writable(room) as place:
+                        place[:] = data
+                    self.sealed(put, room)
+                    self.submit(put)
+                    continue
+            except RayError as error:
+                logger.warning("the put %s is lost with its node: %s", oid.hex(), error)
+            if oid in unknown:
+                text = f"{put.size} bytes put by this driver were lost with its node"
+                self.refs.fail(oid, SystemFailure("object_lost", text))
+        old.close()  # what is still viewed stays mapped
+
+    def close(self, last: Message | None) -> None:
+        super().close(last)
+        for thread in self._helpers:
+            thread.join()
 
     def abandon(self) -> None:
         """In a forked child: this driver is the parent's."""

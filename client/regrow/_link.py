@@ -303,19 +303,24 @@ class Link:
 
     # --- the end of a connection ------------------------------------------------------------------
 
-    def attach(self, connection: Connection, first: list[Message], last: list[Message]) -> None:
+    def attach(
+        self, connection: Connection, first: list[Message], last: list[Message]
+    ) -> list[Seal]:
         """Go on over ``connection``: ``first``, the uncommitted submissions, ``last``.
 
-        Called from ``disconnected``, on the reader's own thread.
+        Returns the seals among them, which are not sent: what they seal lies with the node that
+        died.  Called from ``disconnected``, on the reader's own thread.
         """
         with self._sending:
             self._connection = connection
             self._window = max(connection.welcome.window, BATCH_MAX)
-            again, self._uncommitted = list(self._uncommitted), deque()
+            uncommitted, self._uncommitted = self._uncommitted, deque()
+            again = [item for item in uncommitted if not isinstance(item, Seal)]
             out = [frame(encode(message)) for message in first]
             self._pack(again, out, True)  # type: ignore[arg-type]
             out.extend(frame(encode(message)) for message in last)
             self._send(b"".join(out))
+            return [item for item in uncommitted if isinstance(item, Seal)]
 
     def fail(self, failure: RayError) -> None:
         """There will be no connection any more."""

@@ -71,6 +71,10 @@ class Memory:
         finally:
             file.close()
 
+    def bytes_at(self, location: Location) -> memoryview | None:
+        """What lies there now, pinned or not; None if that can no longer be seen."""
+        return None if location.path else self._arena.view(location.offset, location.size)
+
     def give_back(self, location: Location) -> None:
         """Unpin an object of which no view was made."""
         self._released.append((location.object_id, location.attempt))

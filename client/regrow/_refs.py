@@ -209,6 +209,17 @@ class RefTable:
             if ref._status == PENDING:
                 self._settle(ref, OK, data)
 
+    def fail(self, object_id: bytes, failure: SystemFailure) -> None:
+        """An object of ours is lost for good."""
+        with self.lock:
+            ref = self._living(object_id)
+            if ref is not None:
+                self._settle(ref, SYSTEM_ERROR, encode(failure))
+
+    def is_held(self, object_id: bytes) -> bool:
+        """Whether a reference to it lives."""
+        return self._living(object_id) is not None
+
     def keep(self, ref: ObjectRef[Any]) -> None:
         """Never drop ``ref``: a copy of it may exist where nobody counts."""
         with self.lock:

@@ -30,6 +30,7 @@ from regrow.messages import (
     Hello,
     Put,
     Release,
+    Seal,
     Submit,
     Subscribe,
     SystemFailure,
@@ -396,3 +397,22 @@ def test_threads_submit_and_get_at_once(node: FakeNode, driver: Driver) -> None:
     for thread in threads:
         thread.join(30)
     assert not wrong
+
+
+def test_large_puts_outlive_the_memory_of_the_node(tmp_path: Path) -> None:
+    with FakeNode(tmp_path) as first, FakeNode(tmp_path, node_id=2) as second:
+        driver = connect(first, [second.path])
+        kept = regrow.put(np.arange(50_000))
+        first.commits = False
+        unknown = regrow.put(np.arange(60_000))
+        overwritten = regrow.put(np.arange(70_000))
+        place = first._created[overwritten.binary()].offset
+        first.until(Seal, lambda seal: seal.object_id == overwritten.binary())
+        first.arena.view(place + 5000, 8)[:] = b"\xff" * 8  # as if it were spilled
+        first.die()
+        second.until(Seal, lambda seal: seal.object_id == unknown.binary())
+        assert [regrow.get(ref, timeout=10).size for ref in (kept, unknown)] == [50_000, 60_000]
+        with pytest.raises(ObjectLostError, match="lost with its node"):
+            regrow.get(overwritten, timeout=10)
+        assert len(second.all(Seal)) == 2
+        disconnect(driver)
