@@ -174,7 +174,11 @@ class SimStore(SimReads):
 
     def _read_given(self, op: ops.ReadGiven) -> ops.GivenRows:
         key = (op.node_id, op.incarnation)
-        rows = [r for _, r in sorted(self.unfinished.items()) if r.given and r.holder == key]
+        rows = [
+            row
+            for _, row in sorted(self.unfinished.items())
+            if row.holder == key and (row.given or row.submitter != op.node_id)
+        ]
         return ops.GivenRows([self.held(row) for row in rows], self.functions_of(rows))
 
     # --- jobs, functions, actors ------------------------------------------------------------------

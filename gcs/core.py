@@ -100,6 +100,7 @@ class Core:
         self.fencing.swept = self._swept
         self.directory.lost = self.recovery.lost
         self.directory.lost_all = self.recovery.start
+        self.directory.remind = self.fencing.resumed
         self.directory.sweep = self.inquiries.sweep = self.fencing.sweep
         self.jobs.closed = self._job_closed
         context.on(_Leading, self._led)

@@ -64,7 +64,7 @@ class _Reading(Continuation):
 
 class Directory:
     """Set by the core: ``lost(row, asker)`` for objects to be made again, then ``lost_all`` once;
-    ``sweep`` when a task's holder turns out to be dead."""
+    ``sweep`` when a task's holder turns out to be dead, ``remind`` when it does not know of it."""
 
     def __init__(self, context: Context, members: Membership) -> None:
         self._context = context
@@ -85,6 +85,7 @@ class Directory:
         self.lost: Callable[[ObjectRow, int], None]
         self.lost_all: Callable[[], None]
         self.sweep: Callable[[], None]
+        self.remind: Callable[[Node], None]
         context.on(_Reading, self._rows_read)
 
     # reports
@@ -199,7 +200,12 @@ class Directory:
             self.later(object_id)
 
     def _judge_pending(self, ask: _Ask, row: ObjectRow) -> None:
-        if row.holder in self._members.nodes:
+        holder = self._members.nodes.get(row.holder)
+        if holder is not None and holder.key in ask.waiters:
+            # It was handed over by a node that died before it could say so; or it has ended just now.
+            self.remind(holder)
+            self.later(row.object_id)
+        elif holder is not None:
             self.made_by(row.object_id, row.holder)
         else:
             self.later(row.object_id)

@@ -58,6 +58,8 @@ class _Confirming(Continuation):
     node_id: int
     incarnation: int
     reason: str
+    #: What it says was reassigned, if it was that fence which landed.
+    fenced: NodeFenced
 
 
 class _Sweeping(Continuation):
@@ -80,6 +82,8 @@ class Fencing:
         self.not_before = 0.0
         self._checking = False
         self._check_at = 0.0
+        #: Whose tasks are being read, to be told again.
+        self._reminding: dict[tuple[int, int], None] = {}
         self._sweeping = False
         self._sweep_again = False
         self._sweep_at = 0.0
@@ -177,7 +181,7 @@ class Fencing:
             self._bury(node, then.reason, fenced)
         else:
             # Its lease was renewed; or it is dead already: an earlier try of ours succeeded.
-            confirming = _Confirming(then.node_id, then.incarnation, then.reason)
+            confirming = _Confirming(then.node_id, then.incarnation, then.reason, fenced)
             self._context.execute(ReadNodes(), confirming)
 
     def _confirmed(self, then: _Confirming, reply: Reply) -> None:
@@ -188,11 +192,11 @@ class Fencing:
             node.fencing = False
             self._members.retry_held()
         else:
-            self._bury(node, then.reason, NodeFenced(True, {}, []))
+            self._bury(node, then.reason, then.fenced)
 
     def _bury(self, node: Node, reason: str, fenced: NodeFenced) -> None:
-        """Postgres has declared it dead: tell everyone, and the heirs of its tasks; of the death first,
-        or an heir would hand them to the dead node."""
+        """Postgres has declared it dead: tell everyone, and then the heirs of its tasks, who would
+        otherwise hand them to the dead node."""
         conn = node.conn
         self._members.remove(node, reason)
         if reason == LEFT:
@@ -218,11 +222,15 @@ class Fencing:
                 self._context.send(node.conn, Reassigned(part, [] if start else functions))
 
     def resumed(self, node: Node) -> None:
-        """The message that told it of tasks it was given may have been lost."""
+        """The message that told it of tasks it holds may have been lost."""
+        if node.key in self._reminding:
+            return
+        self._reminding[node.key] = None
         self._context.execute(ReadGiven(*node.key), _Resuming(*node.key))
 
     def _given_read(self, then: _Resuming, reply: Reply) -> None:
         given: GivenRows = reply.result
+        self._reminding.pop((then.node_id, then.incarnation), None)
         if given.tasks and self._members.is_alive(then.node_id, then.incarnation):
             self.hand_out({then.node_id: given.tasks}, given.functions)
 

@@ -103,7 +103,7 @@ class Jobs:
             self._context.execute(operation, _Creating(node.key, message.number))
             return
         job = self._jobs.get(message.job)
-        if job is not None and not job.ending:
+        if job is not None and not job.ending and job.root:
             job.node_id, job.lost_until = node.node_id, None
             self._context.send(node.conn, JobOpened(message.number, message.job, job.root))
         else:

@@ -227,8 +227,9 @@ class Sweep(_Value, frozen=True):
 
 
 class ReadGiven(_Value, frozen=True):
-    """Unfinished tasks that this incarnation holds because a Fence, Sweep or NodeLeft gave them to
-    it: read when a node resumes its session, because the message that told it may have been lost.
+    """Unfinished tasks that this incarnation holds and did not submit: a Fence, Sweep or NodeLeft
+    gave them to it, or a peer handed them over. Read when a node resumes its session, or asks for
+    what it should be making itself: the message that told it may have been lost, with the peer.
     -> GivenRows"""
 
     node_id: int

@@ -24,7 +24,7 @@ _NOW = "SELECT regrow.now()"
 _FENCE = """
 UPDATE regrow.nodes SET alive = false, died_at = :at, reason = :reason
 WHERE node_id = :node_id AND incarnation = :incarnation AND alive
-    AND (NOT :only_expired OR lease_expires_at < regrow.now())
+    AND (NOT :only_expired OR lease_expires_at < :at)
 RETURNING died_at
 """
 _DIED = """
@@ -75,7 +75,7 @@ WHERE status = 0 AND given_at = :at ORDER BY task_id
 """
 _GIVEN_TO = """
 SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
-WHERE status = 0 AND given_at IS NOT NULL
+WHERE status = 0 AND (given_at IS NOT NULL OR submitter <> :node_id)
     AND holder = :node_id AND holder_incarnation = :incarnation
 ORDER BY task_id
 """

@@ -109,7 +109,7 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
 class Driver:
     """A driver that is, or was, connected here."""
 
-    __slots__ = ("client", "hello", "is_async", "job", "said_bye")
+    __slots__ = ("client", "gone", "hello", "is_async", "job", "said_bye", "welcomed")
 
     def __init__(self, client: int, hello: Hello) -> None:
         self.client = client
@@ -117,6 +117,9 @@ class Driver:
         self.is_async = hello.durability == "async"
         self.job = 0
         self.said_bye = False
+        self.welcomed = False
+        #: Its connection broke; it may come back within the grace.
+        self.gone = False
 
 
 class Core:
@@ -582,7 +585,8 @@ class Core:
         self.actors.find_again()
         self.questions.ask_again()
         for driver in self.drivers.values():
-            self._open_job(driver)
+            if not driver.gone and not driver.said_bye:
+                self._open_job(driver)
         self._status = NodeStatus({}, -1)
 
     # --- clients and jobs -------------------------------------------------------------------------
@@ -616,10 +620,12 @@ class Core:
             # Asked twice, because the first answer was late: the driver has its job.
             self.send_store(CloseJob(message.job, failed=True))
             return
-        known = driver.job == message.job and self._driver_of_job.get(message.job) == driver.client
+        if driver.gone:
+            return  # the control store hears of that, or has
         driver.job = message.job
         self._driver_of_job[message.job] = driver.client
-        if not known:
+        if not driver.welcomed:
+            driver.welcomed = True
             self.send_client(driver.client, self._welcome(message.job, message.job_root))
 
     def _welcome(self, job: int, job_root: bytes) -> Welcome:
@@ -655,6 +661,7 @@ class Core:
         if driver is not None and driver.job and not driver.said_bye:
             # Its references are kept: it may come back within the grace.
             self.objects.stop_waiting(client)
+            driver.gone = True
             self.send_store(CloseJob(driver.job, failed=True, lost=True))
         elif driver is not None:
             self._forget_driver(driver)

@@ -25,7 +25,7 @@ class OpenBatch:
     """What the next append will say, and what waits for it."""
 
     __slots__ = (
-        "acks", "actors", "effects", "events", "functions", "handed", "holders",
+        "acks", "actors", "effects", "ended", "events", "functions", "handed", "holders",
         "number", "outcomes",
         "peer_values", "puts", "rebuilt", "records", "stored", "submitted", "values",
     )  # fmt: skip
@@ -36,6 +36,8 @@ class OpenBatch:
         self.functions: list[FunctionDef] = []
         self.submitted: dict[bytes, Task] = {}
         self.outcomes: dict[bytes, Outcome] = {}
+        #: Once it is sent: the tasks whose outcomes it holds.
+        self.ended: frozenset[bytes] = frozenset()
         self.holders: dict[bytes, NewHolder] = {}
         self.puts: list[PutRow] = []
         self.stored: list[tuple[bytes, str]] = []
@@ -79,6 +81,10 @@ class Journal:
         if client:
             acks = batch.acks
             acks[client] = acks.get(client, 0) + 1
+
+    def has_ended(self, task_id: bytes) -> bool:
+        """Whether the task's outcome is on its way to the log."""
+        return any(task_id in batch.outcomes or task_id in batch.ended for batch in self.waiting())
 
     def acknowledge(self, client: int, count: int) -> None:
         """Submissions that need no record of their own are acknowledged with the open batch."""
@@ -168,6 +174,7 @@ class Journal:
         self.open = OpenBatch(open_batch.number + 1)
         self.in_flight.append(open_batch)
         outcomes = open_batch.outcomes
+        ended = frozenset(outcomes)
         submitted = [
             Submitted(
                 task.header,
@@ -194,6 +201,7 @@ class Journal:
         # The specs are Postgres's now: a task's row can only be updated from here on.
         open_batch.submitted = {}
         open_batch.outcomes = {}
+        open_batch.ended = ended
         return open_batch.number, batch
 
     def committed(self, number: int) -> OpenBatch:

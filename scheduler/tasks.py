@@ -276,6 +276,8 @@ class TaskTable:
         core = self._core
         header = header or header_decoder.decode(held.spec)
         task_id = header.task_id
+        if not rebuild and core.journal.has_ended(task_id):
+            return  # the log is about to say so
         task = self.tasks.get(task_id)
         if task is not None:
             if rebuild or task.state != REMOTE:
