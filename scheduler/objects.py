@@ -202,14 +202,11 @@ class ObjectTable:
     def set_value(self, entry: Entry, value: Value, ungated: bool = False) -> None:
         """The object is made (or never will be): tells all who wait. Hot path: once per result."""
         first = entry.value is None
-        entry.value = value
+        self._take(entry, value)
         entry.task = None
         entry.maker = 0
         entry.locating = False
         core = self._core
-        if first and value.refs:
-            for ref in value.refs:
-                self.entry(ref).containers += 1
         if entry.owner and first:
             core.tell(entry.owner, value, ungated)
         if entry.waiters:
@@ -229,6 +226,23 @@ class ObjectTable:
         if entry.wanted_here:
             self.need_bytes(entry)
         self.free_unheld(entry)  # a dependent that ended at once may have been the last holder
+
+    def _take(self, entry: Entry, value: Value) -> None:
+        """The entry has this value now, and holds what it refers to."""
+        before, entry.value = entry.value, value
+        if value.refs:
+            for ref in value.refs:
+                self.entry(ref).containers += 1
+        if before is not None and before.refs:
+            self._let_go_of(before.refs)
+
+    def _let_go_of(self, refs: list[bytes]) -> None:
+        """A value that contained these is here no more."""
+        for ref in refs:
+            inner = self.entries.get(ref)
+            if inner is not None:
+                inner.containers -= 1
+                self.free_unheld(inner)
 
     def need_value(self, entry: Entry) -> None:
         """Somebody waits for the value: sees to it that it will come."""
@@ -341,8 +355,11 @@ class ObjectTable:
                 entry.sources.append(node_id)
             if value.data is None or value.refs or not self._is_plain_result(entry):
                 self._held_by(entry, node_id)
+            if entry.peers is not None:
+                entry.peers.pop(node_id, None)  # it has what it would be told; nobody holds it here
             self._core.tasks.remote_done(entry, value)
             self._settle(entry, value)
+            self.free_unheld(entry)
 
     def locations(self, objects: Iterable[Whereabouts]) -> None:
         """The control store's answers."""
@@ -381,7 +398,7 @@ class ObjectTable:
             self.set_value(entry, value)
         elif entry.wanted_here:
             if value.data is not None:
-                entry.value = value
+                self._take(entry, value)
             self.need_bytes(entry)
 
     def node_died(self, node_id: int) -> None:
@@ -490,11 +507,7 @@ class ObjectTable:
                     core.send_peer(node_id, PeerDrop([object_id]))
         value = entry.value
         if value is not None and value.refs:
-            for ref in value.refs:
-                inner = self.entries.get(ref)
-                if inner is not None:
-                    inner.containers -= 1
-                    self.free_unheld(inner)
+            self._let_go_of(value.refs)
         if core.actors.table:
             core.actors.handles_gone(object_id)
 

@@ -270,6 +270,10 @@ class TaskTable:
                 entry.sources.append(node_id)
         self._core.note_job(header.job, handed.submitter)
         self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
+        objects = self._core.objects
+        for oid in [value.object_id for value in handed.values] + [oid for oid, _ in handed.sources]:
+            if oid in objects.entries:
+                objects.free_unheld(objects.entries[oid])
 
     def hold(self, held: HeldTask, header: TaskHeader | None = None, rebuild: bool = False) -> None:
         """A task whose holder this node already is: handed over, reassigned, or to be rebuilt."""
