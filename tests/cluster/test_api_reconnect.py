@@ -1,0 +1,110 @@
+"""A driver whose node is killed goes on with another node of its machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regrow as ray
+from regrow.cluster_utils import Cluster
+
+TIMEOUT_S = 60.0
+
+
+@ray.remote
+def square(x: int) -> int:
+    return x * x
+
+
+@ray.remote
+def total(array: np.ndarray) -> int:
+    return int(array.sum())
+
+
+def test_a_driver_outlives_its_node(tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.connect()
+        cluster.wait_for_nodes()
+        before = ray.get_runtime_context().get_node_id()
+        small, large = ray.put("small"), ray.put(np.arange(100_000))
+        view = ray.get(large)
+        done = [square.remote(i) for i in range(200)]
+        assert ray.get(done[:50], timeout=TIMEOUT_S) == [i * i for i in range(50)]
+        submitting = threading.Event()
+        refs: list[ray.ObjectRef[int]] = []
+
+        def submit() -> None:
+            for i in range(2000):
+                refs.append(square.remote(i))
+                if i == 500:
+                    submitting.set()
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        assert submitting.wait(TIMEOUT_S)
+        assert cluster.head_node is not None
+        assert str(cluster.head_node.node_id) == before
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        thread.join(TIMEOUT_S)
+        assert ray.get(refs, timeout=TIMEOUT_S) == [i * i for i in range(2000)]
+        assert ray.get(done, timeout=TIMEOUT_S) == [i * i for i in range(200)]
+        assert ray.get_runtime_context().get_node_id() != before
+        assert ray.get(small, timeout=TIMEOUT_S) == "small"
+        assert ray.get(large, timeout=TIMEOUT_S).sum() == 4999950000
+        assert ray.get(total.remote(large), timeout=TIMEOUT_S) == 4999950000
+        assert view[-1] == 99_999
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_driver_without_another_node_fails_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGROW_RECONNECT_TIMEOUT_S", "0.5")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.connect()
+        ref = square.remote(3)
+        assert ray.get(ref, timeout=TIMEOUT_S) == 9
+        assert cluster.head_node is not None
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        with pytest.raises(ConnectionError, match="no other was found"):
+            ray.get(square.remote(4), timeout=TIMEOUT_S)
+        assert ray.get(ref) == 9
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_ctrl_c_while_values_arrive_loses_none() -> None:
+    """Handling interrupted anywhere, over and over: what is lost is sent again."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        cluster.connect()
+        ray.get([square.remote(i) for i in range(100)], timeout=TIMEOUT_S)
+        refs = [square.remote(i) for i in range(5000)]
+        interrupted = 0
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        try:
+            while interrupted < 20:
+                try:
+                    ray.get(refs, timeout=TIMEOUT_S)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                else:
+                    break
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert interrupted
+        assert ray.get(refs, timeout=TIMEOUT_S) == [i * i for i in range(5000)]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
