@@ -94,6 +94,10 @@ class ActorTable:
             self._set_place(actor, HERE, self._core.node_id)
             self._core.journal.actor(actor.actor_id, actor.job, True)
             self._core.send_store_held(ActorHere(actor.actor_id, actor.job, True))
+            if actor.exiting:
+                self._core.pool.kill(task.worker)
+            elif object_id(actor.actor_id, 0) not in self._core.objects.entries:
+                self.handles_gone(object_id(actor.actor_id, 0))  # before it was there
             return
         data = returns[0].data or b""
         if status == SYSTEM_ERROR:
@@ -131,6 +135,8 @@ class ActorTable:
     def _set_place(self, actor: Actor, state: int, node_id: int) -> None:
         actor.state = state
         actor.node = node_id
+        if state == AWAY and actor.exiting:  # it was killed before it was known where it is
+            self._core.send_peer_held(node_id, KillActor(actor.actor_id))
         for caller in list(actor.queues):
             self._advance(actor, caller)
 
@@ -284,8 +290,22 @@ class ActorTable:
         elif actor.state == PENDING:
             actor.exiting = True
             creation = core.tasks.tasks.get(actor_id)
-            if creation is not None and creation.worker is not None:
-                core.pool.kill(creation.worker)
+            if creation is not None:
+                self._end_creation(creation)
+
+    def _end_creation(self, creation: Task) -> None:
+        """The actor was killed before it was there. Where its bytes are on the way already, it is
+        killed once it is there."""
+        core = self._core
+        if creation.state == states.REMOTE:
+            core.send_peer_held(creation.node, KillActor(creation.header.task_id))
+        elif creation.worker is not None:
+            core.pool.kill(creation.worker)
+        elif creation.state in (states.WAITING, states.QUEUED):
+            core.pool.dequeue(creation)
+            core.tasks.detach(creation)
+            message = f"{creation.header.name} was killed before it was created"
+            core.tasks.fail(creation, "actor_died", message)
 
     def handles_gone(self, oid: bytes) -> None:
         """The object of an actor's creation is held by nobody: neither is the actor."""
