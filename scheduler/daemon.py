@@ -157,7 +157,8 @@ class Daemon:
             home=str(options.home),
             prestart=min(int(options.num_cpus) or 1, 8),
         )
-        store = StoreCore(arena.capacity, options.spill_capacity or None)
+        spill_capacity = options.spill_capacity or self._config.spill_capacity or None
+        store = StoreCore(arena.capacity, spill_capacity)
         core = Core(settings, self._config, store, lambda key: str(files.path(key)))
         self._core = core
         core.now_ms = time.monotonic() * 1000
