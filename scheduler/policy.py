@@ -33,11 +33,13 @@ def choose(
     nodes: Sequence[NodeView],
     local_room: bool,
     bytes_at: Mapping[int, int],
+    turn: int = 0,
 ) -> int | None:
     """The node for a task that needs ``shape``; None if no living node could ever run it.
 
     ``nodes`` are those alive, this one included; ``local_room`` tells whether it could start here
-    now; ``bytes_at`` how many bytes of its large arguments each node has.
+    now; ``bytes_at`` how many bytes of its large arguments each node has; ``turn`` counts the tasks
+    that were spread, which take turns: what is known of loads is older than the last of them.
     """
     candidates = feasible(shape, nodes)
     if strategy.startswith("node:"):
@@ -51,7 +53,7 @@ def choose(
         return None
     local_feasible = any(node.node_id == here for node in candidates)
     if strategy == "SPREAD":
-        return min(candidates, key=lambda n: (_load(n), n.queued, n.node_id)).node_id
+        return sorted(node.node_id for node in candidates)[turn % len(candidates)]
     best = max(bytes_at.values(), default=0)
     near = bytes_at.get(here, 0)
     drawn_away = best - near >= LOCALITY_MIN_BYTES
