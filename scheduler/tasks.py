@@ -121,6 +121,8 @@ class TaskTable:
         self._lookup_number = 0
         self._without_function: dict[bytes, list[Task]] = {}
         self.infeasible: dict[bytes, Task] = {}
+        #: Tasks that were spread: they take turns.
+        self._turn = 0
         self._restoring: dict[bytes, list[Task]] = {}
         #: Whose last argument is known, and that are to go on; the first one is at it.
         self._arrived: deque[Task] = deque()
@@ -290,7 +292,7 @@ class TaskTable:
             task.node = 0
             task.missing = 0
             task.state = WAITING
-            self._detach(task)
+            self.detach(task)
         else:
             shape = shape_of(header.resources, NOTHING if header.kind == ACTOR_CALL else ONE_CPU)
             task = Task(header, held.spec, shape, held.submitter, core.self_id)
@@ -305,8 +307,7 @@ class TaskTable:
         task.holder = core.self_id
         task.rebuild = rebuild
         task.digests = held.digests
-        view = core.nodes.get(held.submitter)
-        tells = held.submitter != core.node_id and not rebuild and view is not None and view.alive
+        tells = held.submitter != core.node_id and not rebuild and not core.is_dead(held.submitter)
         for oid in task.object_ids:
             entry = core.objects.entry(oid)
             entry.task = task
@@ -329,7 +330,8 @@ class TaskTable:
             return
         self._resolve_pinned(task)
 
-    def _detach(self, task: Task) -> None:
+    def detach(self, task: Task) -> None:
+        """It awaits its arguments no more."""
         for dep in task.header.deps:
             entry = self._core.objects.entries.get(dep)
             if entry is not None:
@@ -421,9 +423,12 @@ class TaskTable:
                 homes = [*entry.sources, core.node_id] if entry.key is not None else entry.sources
                 for node_id in homes:
                     bytes_at[node_id] = bytes_at.get(node_id, 0) + entry.value.size
+        if header.strategy == "SPREAD":
+            self._turn += 1
         target = policy.choose(
-            task.shape, header.strategy, core.node_id, core.nodes_alive(), fits, bytes_at
-        )
+            task.shape, header.strategy, core.node_id, core.nodes_alive(), fits, bytes_at,
+            self._turn,
+        )  # fmt: skip
         if target is None:
             if task.infeasible_ms < 0:
                 task.infeasible_ms = core.now_ms
@@ -483,6 +488,8 @@ class TaskTable:
         task.missing -= 1
         if task.missing or task.state != FETCHING:
             return
+        if self.tasks.get(task.header.task_id) is not task:
+            return  # it has ended meanwhile
         if task.header.kind != ACTOR_CALL and self.fails_with_argument(task):
             return
         self.stay(task)
@@ -779,7 +786,7 @@ class TaskTable:
             self.infeasible.pop(task.header.task_id, None)
             self._core.pool.dequeue(task)
             self.unpin_restored(task)
-            self._detach(task)
+            self.detach(task)
             for oid in task.object_ids:
                 entry = self._core.objects.entries.get(oid)
                 if entry is not None and entry.task is task:
