@@ -7,11 +7,12 @@ come and go. Who is declared dead is decided in ``fencing``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from msgspec import structs
 
-from regrow.gcs.core_context import Context, Continuation, Reply
+from regrow.gcs.core_context import RETRY_FIRST_S, Context, Continuation, Reply
+from regrow.gcs.core_events import StoreFailed
 from regrow.gcs.operations import NodeRegistered, NodeRows, ReadNodes, RegisterNode
 from regrow.messages import (
     PROTOCOL_VERSION,
@@ -65,6 +66,9 @@ class _Loading(Continuation):
 
 
 class _Registering(Continuation):
+    """Not tried again by itself: its session may be gone, and the node have come back since."""
+
+    RETRIED: ClassVar[bool] = False
     conn: int
 
 
@@ -90,6 +94,8 @@ class Membership:
         self._held: dict[int, Register] = {}
         #: Registrations under way in Postgres.
         self._registering: dict[int, Register] = {}
+        #: When registrations whose outcome is unknown are tried again.
+        self._retry_at: float | None = None
         self._changed = False
         self._broadcast_at = 0.0
         self.replace: Callable[[Node], None]
@@ -189,6 +195,11 @@ class Membership:
             self._held[conn] = message
             self.replace(node)
         else:
+            if view.node_id:
+                # An earlier session of this node, of whose end we have not heard yet.
+                for pending in (self._registering, self._held):
+                    for other in [c for c, m in pending.items() if m.view.node_id == view.node_id]:
+                        del pending[other]
             self._registering[conn] = message
             ttl = self._context.settings.lease_ttl_s
             self._context.execute(RegisterNode(self._context.epoch, view, ttl), _Registering(conn))
@@ -209,8 +220,13 @@ class Membership:
         self.resumed(node)
 
     def _node_registered(self, then: _Registering, reply: Reply) -> None:
-        registered: NodeRegistered = reply.result
         message = self._registering.pop(then.conn, None)
+        if isinstance(reply.result, StoreFailed):
+            if message is not None:
+                self._held[then.conn] = message
+                self._retry_at = self._context.now + RETRY_FIRST_S
+            return
+        registered: NodeRegistered = reply.result
         operation: RegisterNode = reply.operation
         view = structs.replace(
             operation.view,
@@ -283,6 +299,9 @@ class Membership:
 
     def tick(self) -> None:
         now = self._context.now
+        if self._retry_at is not None and self._retry_at <= now:
+            self._retry_at = None
+            self.retry_held()
         for node in self.nodes.values():
             if node.report_by is not None and node.report_by <= now:
                 self.has_reported(node)
@@ -291,7 +310,7 @@ class Membership:
 
     @property
     def busy(self) -> bool:
-        return self._changed
+        return self._changed or self._retry_at is not None
 
     def broadcast(self, message: FromStore, but: int = 0) -> None:
         """To every node that has a session, but one."""

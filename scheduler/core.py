@@ -138,6 +138,8 @@ class Core:
         self.self_id = (settings.node_id, settings.incarnation)
         self.now_ms = 0.0
         self.nodes: dict[int, NodeView] = {}
+        #: Nodes that died and have not come back. One that is in neither may have joined just now.
+        self._dead: dict[int, None] = {}
         self.functions: dict[bytes, FunctionDef] = {}
         self.journal = Journal(self.self_id)
         self.ledger = Ledger(settings.total)
@@ -488,6 +490,10 @@ class Core:
         if gone:
             self._gone.extend(gone)
 
+    def is_dead(self, node_id: int) -> bool:
+        """Whether the node is known to be dead."""
+        return node_id in self._dead
+
     def relocate_if_dead(self, entry: Entry) -> None:
         """An answer that names a node that is gone is asked for again at the next tick."""
         view = self.nodes.get(entry.maker)
@@ -549,6 +555,7 @@ class Core:
 
     def _nodes(self, nodes: list[NodeView]) -> None:
         self.nodes = {node.node_id: node for node in nodes}
+        self._dead = {node.node_id: None for node in nodes if not node.alive}
         self._room = {
             node.node_id: dict(node.available)
             for node in nodes
@@ -566,6 +573,7 @@ class Core:
         if view is not None and view.incarnation > message.incarnation:
             return
         self.nodes.pop(node_id, None)
+        self._dead[node_id] = None
         self._room.pop(node_id, None)
         self._functions_at.pop(node_id, None)
         self.tasks.node_died(node_id)
