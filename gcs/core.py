@@ -274,6 +274,7 @@ class Core:
 
     def _joined(self, node: Node) -> None:
         self.fencing.joined()
+        self.recovery.joined()
         self._replay_backlog(node)
 
     def _resumed(self, node: Node) -> None:

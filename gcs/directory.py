@@ -109,6 +109,10 @@ class Directory:
     def has_copy(self, object_id: bytes) -> bool:
         return object_id in self._copies
 
+    def is_asked(self, object_id: bytes) -> bool:
+        """Whether somebody waits for an answer."""
+        return object_id in self._asks
+
     def lost_from(self, object_id: bytes) -> int:
         """The node with which the last copy went, as far as we know; else 0."""
         return self._lost_from.get(object_id, 0)
@@ -202,7 +206,7 @@ class Directory:
     def _judge_pending(self, ask: _Ask, row: ObjectRow) -> None:
         holder = self._members.nodes.get(row.holder)
         if holder is not None and holder.key in ask.waiters:
-            # It was handed over by a node that died before it could say so; or it has ended just now.
+            # It was handed over by a node that died before it could say so; or has ended just now.
             self.remind(holder)
             self.later(row.object_id)
         elif holder is not None:

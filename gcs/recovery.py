@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from regrow.gcs.core_context import Context, Continuation, Reply
 from regrow.gcs.directory import Directory
-from regrow.gcs.lineage import Walk
+from regrow.gcs.lineage import Plan, Walk
 from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import (
     GrantRebuilds,
@@ -80,6 +80,8 @@ class Recovery:
         #: Found lost, for the next walk; and those of the present one.
         self._queue: dict[bytes, _Lost] = {}
         self._walked: dict[bytes, _Lost] = {}
+        #: Those for which a task must run that no node can run.
+        self._parked: dict[bytes, _Lost] = {}
         self._walk: Walk | None = None
         self._depth = FIRST_DEPTH
         self._reads_pending = 0
@@ -149,15 +151,33 @@ class Recovery:
         for object_id in plan.coming:
             del self._walked[object_id]
             self._directory.later(object_id)
-        by_node: dict[int, list[bytes]] = {}
-        for task, wanted in plan.order:
-            node = self._place(task, self._walked[wanted].asker)
-            if node is not None:
-                by_node.setdefault(node.node_id, []).append(task.task_id)
-        for node_id, task_ids in by_node.items():
+        for node_id, task_ids in self._distribute(plan).items():
             self._grant(self._members.nodes[node_id], task_ids)
         if not self._grants_pending:
             self._answer()
+
+    def _distribute(self, plan: Plan) -> dict[int, list[bytes]]:
+        """Tasks by node. Objects that need what no node has wait for a node that joins."""
+        placed = [
+            (task.task_id, wanted, self._place(task, self._walked[wanted].asker))
+            for task, wanted in plan.order
+        ]
+        for _, wanted, node in placed:
+            if node is None and wanted in self._walked:
+                self._parked[wanted] = self._walked.pop(wanted)
+        by_node: dict[int, list[bytes]] = {}
+        for task_id, wanted, node in placed:
+            if node is not None and wanted in self._walked:
+                by_node.setdefault(node.node_id, []).append(task_id)
+        return by_node
+
+    def joined(self) -> None:
+        """A new node may have what was missing."""
+        parked, self._parked = self._parked, {}
+        for object_id, lost in parked.items():
+            if self._directory.is_asked(object_id):
+                self._queue[object_id] = lost
+        self.start()
 
     def _explain(self, object_id: bytes, why: str) -> str:
         holder = self._directory.lost_from(object_id)

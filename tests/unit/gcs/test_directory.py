@@ -15,6 +15,7 @@ from regrow.messages import (
     LookUpTasks,
     ObjectsHere,
     OpenJob,
+    Reassigned,
     TaskState,
     TaskStates,
     Value,
@@ -22,7 +23,7 @@ from regrow.messages import (
     Whereabouts,
     failure_decoder,
 )
-from tests.unit.gcs.harness import LARGE, Bench, oid, tid
+from tests.unit.gcs.harness import LARGE, Bench, held, oid, tid
 
 
 def answers(bench: Bench, conn: int) -> list[Whereabouts]:
@@ -76,9 +77,20 @@ def test_a_pending_object_is_its_holders_who_is_told_whom_to_inform() -> None:
     bench.say(one, Locate([first, second]))
     assert [where.maker for where in answers(bench, one)] == [2, 2]
     assert bench.of(two, WatchFor) == [WatchFor([first, second], 1)]
-    bench.say(two, Locate([first]))
-    assert answers(bench, two) == [Whereabouts(first, maker=2)]
-    assert len(bench.of(two, WatchFor)) == 1, "nobody is told to inform itself"
+
+
+def test_a_holder_that_asks_for_what_it_should_make_is_told_of_its_task_again() -> None:
+    bench = Bench()
+    one = bench.join()
+    wanted = bench.store.pending(1, holder=1)
+    bench.store.given = {1: [held(tid(1))]}
+    bench.say(one, Locate([wanted]))
+    assert len(bench.last(one, Reassigned).tasks) == 1
+    assert answers(bench, one) == []
+    value = Value(wanted, OK, 1, b"x")
+    bench.store.objects[wanted] = ops.ObjectRow(wanted, True, OK, value=value)
+    bench.tick(1.0)
+    assert answers(bench, one) == [Whereabouts(wanted, value=value)]
 
 
 def test_a_pending_object_of_a_dead_holder_is_answered_after_a_sweep() -> None:
@@ -97,13 +109,14 @@ def test_a_pending_object_of_a_dead_holder_is_answered_after_a_sweep() -> None:
 def test_an_unknown_object_is_answered_once_its_task_is_committed() -> None:
     bench = Bench()
     one = bench.join()
+    bench.join()
     bench.say(one, Locate([oid(1)]))
     bench.tick(5.0)
     reads = len(bench.operations(ops.ReadObjects))
     assert 6 <= reads <= 9, "at most once a second in the end"
-    bench.store.pending(1, holder=1)
+    bench.store.pending(1, holder=2)
     bench.tick(1.0)
-    assert answers(bench, one) == [Whereabouts(oid(1), maker=1)]
+    assert answers(bench, one) == [Whereabouts(oid(1), maker=2)]
 
 
 def test_an_unknown_object_is_answered_once_a_node_reports_it() -> None:
@@ -213,7 +226,8 @@ def test_the_first_report_of_a_resumed_session_is_the_whole_truth() -> None:
 def test_sizes_of_batches_do_not_multiply_reads() -> None:
     bench = Bench()
     one = bench.join()
-    ids = [bench.store.pending(n, holder=1) for n in range(5000)]
+    bench.join()
+    ids = [bench.store.pending(n, holder=2) for n in range(5000)]
     bench.say(one, Locate(ids))
     assert len(bench.operations(ops.ReadObjects)) == 3
     assert {where.object_id for where in answers(bench, one)} == set(ids)

@@ -199,6 +199,25 @@ def test_the_node_for_a_rebuild_must_have_what_the_task_asks_for() -> None:
     assert answers(bench, one) == [Whereabouts(oid(1), maker=3)]
 
 
+def test_a_rebuild_that_no_node_can_run_waits_for_one_that_can() -> None:
+    bench, one, _ = with_victim([oid(n) for n in (1, 2, 3)])
+    bench.store.large(1, resources={"gpu": 10_000})
+    bench.store.large(2, needs=[oid(1)])
+    bench.store.large(3)
+    bench.say(one, Locate([oid(2), oid(3)]))
+    assert rebuilt(bench, one) == [3]
+    walks = len(bench.operations(ops.ReadLineage))
+    bench.tick(5.0)
+    bench.join()
+    special = view()
+    special.total["gpu"] = 10_000
+    four = bench.join(special)
+    assert rebuilt(bench, four) == [1]
+    assert rebuilt(bench, one) == [3, 2]
+    assert [where.object_id for where in answers(bench, one)] == [oid(3), oid(2)]
+    assert len(bench.operations(ops.ReadLineage)) <= walks + 2, "no walks in between"
+
+
 def test_a_rebuild_whose_node_dies_is_granted_to_another_when_asked_again() -> None:
     bench, one, two = with_victim([oid(1)])
     bench.store.large(1)
