@@ -38,6 +38,9 @@ FROM regrow.cluster c JOIN pg_stat_activity a ON a.application_name = c.session
 WHERE c.expires_at <= regrow.now() AND c.session NOT IN ('', :session)
     AND a.datname = current_database()
 """
+_AWAIT_WRITES = """
+SELECT 1 FROM regrow.cluster WHERE expires_at <= regrow.now() OR holder = :holder FOR UPDATE
+"""
 _ACQUIRE = """
 UPDATE regrow.cluster
 SET epoch = epoch + 1, holder = :holder, session = :session, backend_pid = pg_backend_pid(),
@@ -46,7 +49,8 @@ WHERE expires_at <= regrow.now() OR holder = :holder
 RETURNING epoch
 """
 _IDENTITY = "SELECT cluster_id, extract(epoch FROM regrow.now())::float8 FROM regrow.cluster"
-_IS_LEADER = "SELECT 1 FROM regrow.cluster WHERE epoch = :epoch FOR SHARE"
+#: A long write keeps successors out with this, but not our own renewals, which change no key.
+_IS_LEADER = "SELECT 1 FROM regrow.cluster WHERE epoch = :epoch FOR KEY SHARE"
 
 
 def lead(connection: Connection, op: Lead, session: str) -> Leadership:
@@ -56,6 +60,7 @@ def lead(connection: Connection, op: Lead, session: str) -> Leadership:
         rows = run(connection, _RENEW, ttl_s=op.ttl_s, epoch=op.epoch, holder=op.holder)
     else:
         run(connection, _END_PREDECESSOR, session=session)
+        run(connection, _AWAIT_WRITES, holder=op.holder)
         rows = run(connection, _ACQUIRE, ttl_s=op.ttl_s, holder=op.holder, session=session)
     [(cluster_id, now)] = run(connection, _IDENTITY)
     return Leadership(rows[0][0] if rows else 0, cluster_id.bytes, now)
