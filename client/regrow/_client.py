@@ -6,10 +6,9 @@ awaited; batching is the link's business, what this process refers to the refere
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import msgspec
 import xxhash
@@ -19,11 +18,11 @@ from regrow._arguments import REF_TYPES, pack_arguments
 from regrow._context import Running, Task
 from regrow._futures import Futures
 from regrow._link import Connection, Link, Message, Submission
-from regrow._memory import Memory, track, tracked
+from regrow._memory import ArenaClosedError, Memory, track, tracked
 from regrow._refs import ObjectRef, RefTable, Waiter, is_ready
+from regrow._requests import ASK_TIMEOUT_S, Requests, Room, as_error
 from regrow.config import INLINE_MAX
 from regrow.exceptions import (
-    BY_CODE,
     ClusterConnectionError,
     GetTimeoutError,
     RayError,
@@ -39,16 +38,13 @@ from regrow.messages import (
     SYSTEM_ERROR,
     TASK,
     Answer,
-    Ask,
     Blocked,
     Borrow,
-    Create,
     Created,
     DefineFunctions,
     Drop,
     FunctionDef,
     Located,
-    Location,
     NodeMessage,
     PutValue,
     Read,
@@ -64,10 +60,6 @@ from regrow.messages import (
 )
 from regrow.objectstore.layout import Layout, digest
 from regrow.objectstore.serialization import SerializedObject, deserialize, serialize
-
-_ASK_TIMEOUT_S: Final = 60.0
-#: Failures that are ValueErrors in Ray.
-_NAME_ERRORS: Final = ("actor_name_taken", "actor_not_found")
 
 
 class Call(Struct, frozen=True):
@@ -90,28 +82,6 @@ class Call(Struct, frozen=True):
     method: str = ""
 
 
-class _Request:
-    """Something asked of the node that one message answers."""
-
-    __slots__ = ("_settled", "answer", "message")
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self.answer: Created | Answer | None = None
-        self._settled = threading.Event()
-
-    def settle(self, answer: Created | Answer | None) -> None:
-        """The answer; None: there will be none."""
-        self.answer = answer
-        self._settled.set()
-
-    def is_done(self) -> bool:
-        return self._settled.is_set()
-
-    def sleep(self, timeout_s: float | None) -> bool:
-        return self._settled.wait(timeout_s)
-
-
 class Client:
     """See the module. ``role`` is "driver" or "worker"."""
 
@@ -128,13 +98,12 @@ class Client:
         self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_news)
         self._default_flags = ASYNC if durability == "async" else 0
         self._defined: dict[bytes, FunctionDef] = {}
-        self._requests: dict[int | bytes, _Request] = {}
-        self._numbers = itertools.count(1)
+        self._requests = Requests(self.link, lambda: self.memory)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Values: lambda message: self._values(message),
             Located: self._located,
-            Created: lambda message: self._answered(message.object_id, message),
-            Answer: lambda message: self._answered(message.number, message),
+            Created: lambda message: self._requests.answered(message.object_id, message),
+            Answer: lambda message: self._requests.answered(message.number, message),
         }
 
     def on(self, kind: type, handler: Callable[[Any], None]) -> None:
@@ -187,8 +156,8 @@ class Client:
 
     def define(self, definition: FunctionDef) -> None:
         """Tell the node of a function before its first call."""
-        self._defined[definition.function_id] = definition
         self.link.post(DefineFunctions([definition]))
+        self._defined[definition.function_id] = definition
 
     def submit(self, item: Submission) -> None:
         """Queue a submission, and wait while too many are not committed."""
@@ -217,34 +186,38 @@ class Client:
         refs = serialized.contained_refs
         if data is not None:
             self.refs.known(ref, data)
-            item: PutValue | Seal = PutValue(
-                ref._id, parent.task_id, parent.job, digest(data), data, refs
-            )
+            self.submit(PutValue(ref._id, parent.task_id, parent.job, digest(data), data, refs))
         else:
-            location = self.make_room(ref._id, 0, layout.size)
-            with self.memory.writable(location) as room:
-                written = layout.write_into(room)
-            item = Seal(ref._id, parent.task_id, parent.job, layout.size, written, refs)
-            self.sealed(item, location)
+            self.put_large(
+                ref._id, layout.size, layout.write_into,
+                lambda d: Seal(ref._id, parent.task_id, parent.job, layout.size, d, refs),
+            )  # fmt: skip
             self.refs.known(ref, None)
-        self.submit(item)
         return ref
 
-    def sealed(self, put: Seal, location: Location) -> None:
-        """A large put is written, and about to be told."""
+    def put_large(
+        self, oid: bytes, size: int, write: Callable[[memoryview], bytes],
+        seal_of: Callable[[bytes], Seal],
+    ) -> None:  # fmt: skip
+        """Write a large put, sealed by what its digest makes; again if the node dies meanwhile."""
+        while True:
+            room = self._requests.make_room(oid, 0, size)
+            try:
+                with room.memory.writable(room.location) as place:
+                    seal = seal_of(write(place))
+            except ArenaClosedError:
+                continue
+            if self.link.submit_seal(seal, room.generation, partial(self.sealed, seal, room)):
+                return
 
-    def make_room(self, oid: bytes, attempt: int, size: int) -> Location:
-        """Where to write an object; the caller seals it. Raises ObjectStoreFullError."""
-        answer = self._request(oid, Create(oid, attempt, size), None)
-        assert isinstance(answer, Created)
-        if answer.location is None:
-            raise as_error(answer.error or SystemFailure("system", "the node made no room"))
-        return answer.location
+    def sealed(self, put: Seal, room: Room) -> None:
+        """A large put is written, and about to be told."""
 
     def write_object(self, oid: bytes, attempt: int, layout: Layout) -> bytes:
         """Write an object into room that the node makes; its digest. The caller seals it."""
-        with self.memory.writable(self.make_room(oid, attempt, layout.size)) as room:
-            return layout.write_into(room)
+        room = self._requests.make_room(oid, attempt, layout.size)
+        with room.memory.writable(room.location) as place:
+            return layout.write_into(place)
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -346,41 +319,9 @@ class Client:
     def give_back_unstarted(self) -> None:
         """Of a worker: return the tasks that are queued behind the running one."""
 
-    # --- questions --------------------------------------------------------------------------------
-
-    def ask(self, what: str, body: bytes = b"", timeout_s: float = _ASK_TIMEOUT_S) -> bytes:
+    def ask(self, what: str, body: bytes = b"", timeout_s: float = ASK_TIMEOUT_S) -> bytes:
         """Ask the node something; raises what it answers with, or GetTimeoutError."""
-        number = next(self._numbers)
-        answer = self._request(number, Ask(number, what, body), timeout_s)
-        assert isinstance(answer, Answer)
-        if answer.error is not None:
-            raise as_error(answer.error)
-        return answer.body
-
-    def _request(
-        self, key: int | bytes, message: Message, timeout_s: float | None
-    ) -> Created | Answer:
-        request = self._requests[key] = _Request(message)
-        try:
-            self.link.post(message)
-            self.link.flush()
-            if not self.link.wait(request, timeout_s):
-                raise GetTimeoutError(f"the node did not answer {message!r} in {timeout_s} s")
-        finally:
-            self._requests.pop(key, None)
-        if request.answer is None:
-            self.link.flush()  # raises why
-            raise RaySystemError("the connection to the node was lost")
-        return request.answer
-
-    def _answered(self, key: int | bytes, answer: Created | Answer) -> None:
-        request = self._requests.get(key)
-        if request is not None:
-            request.settle(answer)
-        elif isinstance(answer, Answer):
-            return  # it came too late
-        elif answer.location is not None:
-            self.memory.give_back(answer.location)
+        return self._requests.ask(what, body, timeout_s)
 
     # --- what the link asks of its owner ----------------------------------------------------------
 
@@ -444,14 +385,10 @@ class Client:
         """There is no node any more: everything that waits fails."""
         self.link.fail(failure)
         self.refs.fail_all(SystemFailure(ClusterConnectionError.code, str(failure)))
-        for request in list(self._requests.values()):
-            request.settle(None)
+        self._requests.give_up()
 
-    def resume(self, connection: Connection) -> list[Seal]:
-        """Go on over a new connection: declare anew what is held and awaited.
-
-        Returns the large puts that were not committed yet.
-        """
+    def declare(self) -> tuple[list[Message], list[Message]]:
+        """What a new node is told: what is held and awaited, before and after the submissions."""
         holding, pending, reading = self.refs.held()
         first: list[Message] = []
         if self._defined:
@@ -463,26 +400,13 @@ class Client:
             last.append(Subscribe(pending))
         if reading:
             last.append(Read(reading))
-        last.extend(request.message for request in list(self._requests.values()))
-        self.welcome = connection.welcome
-        return self.link.attach(connection, first, last)
+        last.extend(self._requests.open)
+        return first, last
 
     def _on_news(self) -> None:
         link = self.__dict__.get("link")
         if link is not None:
             link.arm()
-
-
-def as_error(failure: SystemFailure) -> Exception:
-    """The exception for what the system reports."""
-    if failure.code in _NAME_ERRORS:
-        return ValueError(failure.message)
-    if failure.code == ClusterConnectionError.code:  # ours: see ``give_up``
-        return ClusterConnectionError(failure.message)
-    kind = BY_CODE.get(failure.code)
-    if kind is None:
-        return RaySystemError(f"{failure.code}: {failure.message}")
-    return kind(failure.message)
 
 
 def _with_namespace(options: bytes, namespace: str) -> bytes:

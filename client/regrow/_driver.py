@@ -15,6 +15,7 @@ from regrow._context import Running, driver_task
 from regrow._link import Connection, Message
 from regrow._memory import Memory
 from regrow._output import print_lines
+from regrow._requests import Room
 from regrow.exceptions import ClusterConnectionError, RayError
 from regrow.messages import (
     PROTOCOL_VERSION,
@@ -55,6 +56,7 @@ class Driver(Client):
         #: Large puts of ours: the node that dies takes them along, but not what is mapped here.
         self._puts: dict[bytes, tuple[Seal, Location]] = {}
         self._puts_held = 0
+        self._lost_puts: dict[bytes, tuple[Seal, Location]] = {}
         self._helpers: list[threading.Thread] = []
         self.on(Printed, self._print)
         self.on(ReplayDifference, _warn)
@@ -103,26 +105,27 @@ class Driver(Client):
         except BaseException:
             connection.socket.close()
             raise
-        lost, old = self._puts, self.memory
-        self._puts = {}
-        self.memory = memory
-        unknown = {seal.object_id for seal in self.resume(connection)}
-        if lost:
-            thread = threading.Thread(
-                target=self._put_again, args=(lost, unknown, old), name="regrow-put-again"
-            )
-            self._helpers.append(thread)
-            thread.start()
-        else:
-            old.close()
+        old, self.memory = self.memory, memory
+        self.welcome = connection.welcome
+        unknown = {seal.object_id for seal in self.link.attach(connection, self.declare)}
+        lost, self._lost_puts = self._lost_puts, {}
+        thread = threading.Thread(
+            target=self._put_again, args=(lost, unknown, old), name="regrow-put-again"
+        )
+        self._helpers.append(thread)
+        thread.start()
 
     # --- large puts outlive the node's memory -----------------------------------------------------
 
-    def sealed(self, put: Seal, location: Location) -> None:
+    def sealed(self, put: Seal, room: Room) -> None:
         if len(self._puts) > 2 * self._puts_held + 64:
-            self._puts = {oid: what for oid, what in self._puts.items() if self.refs.is_held(oid)}
-            self._puts_held = len(self._puts)
-        self._puts[put.object_id] = (put, location)
+            held = {oid: what for oid, what in self._puts.items() if self.refs.is_held(oid)}
+            self._puts, self._puts_held = held, len(held)
+        self._puts[put.object_id] = (put, room.location)
+
+    def declare(self) -> tuple[list[Message], list[Message]]:
+        self._lost_puts, self._puts = self._puts, {}
+        return super().declare()
 
     def _put_again(
         self, lost: dict[bytes, tuple[Seal, Location]], unknown: set[bytes], old: Memory
@@ -135,14 +138,11 @@ class Driver(Client):
         for oid, (put, location) in lost.items():
             if not self.refs.is_held(oid):
                 continue
+            data = old.bytes_at(location)
+            intact = data is not None and digest(data) == put.digest
             try:
-                data = old.bytes_at(location)
-                if data is not None and digest(data) == put.digest:
-                    room = self.make_room(oid, 0, put.size)
-                    with self.memory.writable(room) as place:
-                        place[:] = data
-                    self.sealed(put, room)
-                    self.submit(put)
+                if intact and data is not None:
+                    self.put_large(oid, put.size, _copier(data, put.digest), _always(put))
                     continue
             except RayError as error:
                 logger.warning("the put %s is lost with its node: %s", oid.hex(), error)
@@ -159,6 +159,18 @@ class Driver(Client):
     def abandon(self) -> None:
         """In a forked child: this driver is the parent's."""
         self.link.abandon()
+
+
+def _copier(data: memoryview, known_digest: bytes) -> Callable[[memoryview], bytes]:
+    def write(place: memoryview) -> bytes:
+        place[:] = data
+        return known_digest
+
+    return write
+
+
+def _always(put: Seal) -> Callable[[bytes], Seal]:
+    return lambda _: put
 
 
 def _warn(difference: ReplayDifference) -> None:

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -26,6 +27,7 @@ from regrow._reader import Awaited, Reader
 from regrow.exceptions import BY_CODE, ClusterConnectionError, RayError
 from regrow.messages import (
     Committed,
+    DefineFunctions,
     Done,
     Hello,
     NodeMessage,
@@ -45,10 +47,13 @@ from regrow.wire import FrameError, FrameReader, frame
 BATCH_MAX: Final = 128
 _READ_SIZE: Final = 256 * 1024
 _FLUSH_INTERVAL_S: Final = 0.001
+#: A signal's handler may raise between queueing and waking: so the flusher looks by itself, too.
+_LOOK_INTERVAL_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 20.0
 
 #: What the node counts in ``Committed``.
 Submission = Raw | PutValue | Seal
+_SUBMISSIONS: Final = (Raw, PutValue, Seal)
 Message = msgspec.Struct
 
 
@@ -94,6 +99,11 @@ class Connection:
             self.socket.close()
             raise
 
+    def shut_down(self) -> None:
+        """End it from this side; whoever reads notices."""
+        with contextlib.suppress(OSError):  # it may be closed already
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def _await_welcome(self) -> tuple[Welcome, list[bytes]]:
         while True:
             data = self.socket.recv(_READ_SIZE)
@@ -120,14 +130,16 @@ class Link:
         self._window = max(connection.welcome.window, BATCH_MAX)
         self._queue: deque[Submission | Message] = deque()
         self._uncommitted: deque[Submission] = deque()
-        # Reentrant, because a finalizer may run, and submit, in the middle of a flush.
-        self._sending = threading.RLock()
-        self._in_flush = False
+        self._sending = threading.Lock()
+        #: The thread that holds it, for finalizers, which may run in the middle of a flush.
+        self._sender = 0
         self._armed = False
         self._wake = threading.Lock()
         self._wake.acquire()
         self._credit = _Credit(self)
         self._closed = False
+        #: Counts connections: what was written for one node is no use to another.
+        self.generation = 0
         self._failure: RayError | None = None
         self._reader = Reader(connection, self._handle, self._renew, peer.failed)
         self._flusher = threading.Thread(target=self._tick, name="regrow-flusher", daemon=True)
@@ -142,11 +154,6 @@ class Link:
         """The socket of the node."""
         return self._connection.path
 
-    @property
-    def outstanding(self) -> int:
-        """Submissions that are not committed yet."""
-        return len(self._uncommitted) + len(self._queue)
-
     # --- sending ----------------------------------------------------------------------------------
 
     def submit(self, item: Submission | TaskDone | Message) -> bool:
@@ -156,6 +163,15 @@ class Link:
         if not self._armed:
             self.arm()
         return len(queue) >= BATCH_MAX or len(self._uncommitted) >= self._window
+
+    def submit_seal(self, seal: Seal, generation: int, sealed: Callable[[], None]) -> bool:
+        """Queue a seal, unless its node is gone; ``sealed`` is called in the same moment."""
+        with self._sending:
+            if generation != self.generation:
+                return False
+            sealed()
+            self.submit(seal)
+            return True
 
     def post(self, message: Message) -> None:
         """Queue ``message``; it leaves with the next batch, a millisecond from now at most."""
@@ -175,21 +191,30 @@ class Link:
     def flush(self) -> None:
         """Send everything that is queued. Raises ClusterConnectionError when the node is gone."""
         self.check()
+        me = threading.get_ident()
+        if self._sender == me and self._sending.locked():
+            return  # a finalizer that runs in the middle of a flush
         with self._sending:
-            if self._in_flush:
-                return
-            self._in_flush = True
+            self._sender = me
+            items = list(self._queue)
+            submissions = [item for item in items if isinstance(item, _SUBMISSIONS)]
             try:
-                batch = self._take_batch()
+                dropped = self._peer.collect_drops()
+                self._uncommitted.extend(submissions)
+                batch = self._make_batch(items, dropped)
                 if batch:
                     self._send(batch)
+            except BaseException:  # Ctrl-C: nobody knows what has left
+                if submissions and submissions[-1] not in self._uncommitted:
+                    self._uncommitted.extend(submissions)
+                self._connection.shut_down()
+                raise
             finally:
-                self._in_flush = False
+                self._sender = 0
+                for _ in range(len(items)):
+                    self._queue.popleft()
 
-    def _take_batch(self) -> bytes:
-        dropped = self._peer.collect_drops()
-        queue = self._queue
-        items = [queue.popleft() for _ in range(len(queue))]
+    def _make_batch(self, items: list[Submission | Message], dropped: list[bytes]) -> bytes:
         before, after = self._peer.collect(dropped)
         if not items and not before and not after:
             return b""
@@ -198,8 +223,8 @@ class Link:
         out.extend(frame(encode(message)) for message in after)
         return b"".join(out)
 
-    def _pack(self, items: list[Submission | Message], out: list[bytes], resent: bool) -> None:
-        """Pack runs of equal items into one message each; count submissions as uncommitted."""
+    def _pack(self, items: Sequence[Submission | Message], out: list[bytes], resent: bool) -> None:
+        """Pack runs of equal items into one message each."""
         start, end = 0, len(items)
         while start < end:
             kind = type(items[start])
@@ -217,8 +242,6 @@ class Link:
                 message = Done(run)  # type: ignore[arg-type]
             else:
                 message = run[0]  # type: ignore[assignment]
-            if kind is Raw or kind is PutValue or kind is Seal:
-                self._uncommitted.extend(run)  # type: ignore[arg-type]
             out.append(frame(encode(message)))
             start = stop
 
@@ -287,7 +310,7 @@ class Link:
 
     def _tick(self) -> None:
         while not self._closed:
-            self._wake.acquire()
+            self._wake.acquire(timeout=_LOOK_INTERVAL_S)
             quiet = 0
             # Stays awake a little longer than needed: waking costs more than looking.
             while quiet < 10 and not self._closed:
@@ -304,23 +327,30 @@ class Link:
     # --- the end of a connection ------------------------------------------------------------------
 
     def attach(
-        self, connection: Connection, first: list[Message], last: list[Message]
-    ) -> list[Seal]:
-        """Go on over ``connection``: ``first``, the uncommitted submissions, ``last``.
+        self, connection: Connection,
+        declare: Callable[[], tuple[list[Message], list[Message]]],
+    ) -> list[Seal]:  # fmt: skip
+        """Go on over ``connection``: with what ``declare`` says is to come before and after the
+        uncommitted submissions.
 
-        Returns the seals among them, which are not sent: what they seal lies with the node that
+        Returns the seals among those, which are not sent: what they seal lies with the node that
         died.  Called from ``disconnected``, on the reader's own thread.
         """
         with self._sending:
+            first, last = declare()
+            # Whatever else is queued is declared anew, too.
+            items = [*self._uncommitted, *self._queue]
+            again = [item for item in items if isinstance(item, (Raw, PutValue, DefineFunctions))]
+            self._queue.clear()
+            self._uncommitted = deque(i for i in again if isinstance(i, _SUBMISSIONS))
             self._connection = connection
             self._window = max(connection.welcome.window, BATCH_MAX)
-            uncommitted, self._uncommitted = self._uncommitted, deque()
-            again = [item for item in uncommitted if not isinstance(item, Seal)]
+            self.generation += 1
             out = [frame(encode(message)) for message in first]
-            self._pack(again, out, True)  # type: ignore[arg-type]
+            self._pack(again, out, True)
             out.extend(frame(encode(message)) for message in last)
             self._send(b"".join(out))
-            return [item for item in uncommitted if isinstance(item, Seal)]
+            return [item for item in items if isinstance(item, Seal)]
 
     def fail(self, failure: RayError) -> None:
         """There will be no connection any more."""
@@ -335,8 +365,7 @@ class Link:
         self._closed = True
         if self._failure is None:
             self.fail(ClusterConnectionError("the connection was closed by regrow.shutdown()"))
-        with contextlib.suppress(OSError):  # it may be closed already
-            self._connection.socket.shutdown(socket.SHUT_RDWR)
+        self._connection.shut_down()
         self.arm()
         self._reader.close()
         if self._flusher.is_alive() and self._flusher is not threading.current_thread():

@@ -22,6 +22,10 @@ from regrow.objectstore.pins import pinned_view
 Pin = tuple[bytes, int]
 
 
+class ArenaClosedError(ValueError):
+    """The node of this memory is gone."""
+
+
 class Memory:
     """The arena of one node, mapped. ``on_news`` is called, from anywhere, when a pin is
     free."""
@@ -64,7 +68,10 @@ class Memory:
     def writable(self, location: Location) -> memoryview:
         """Where to write an object for which ``Create`` has made room."""
         if not location.path:
-            return self._arena.view(location.offset, location.size)
+            try:
+                return self._arena.view(location.offset, location.size)
+            except ValueError as error:
+                raise ArenaClosedError(str(error)) from None
         file = map_file(Path(location.path), writable=True)
         try:
             return file.view(location.offset, location.size)

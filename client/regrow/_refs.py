@@ -247,8 +247,8 @@ class RefTable:
                 if ref._status != PENDING:
                     self._ask_to_read(ref)
                 elif not ref._flags & _TOLD:
+                    self._subscribing.append(ref._id)  # first: a signal's handler may raise
                     ref._flags |= _TOLD
-                    self._subscribing.append(ref._id)
                 waiters = ref._waiters
                 if waiters is None:
                     ref._waiters = waiter
@@ -277,8 +277,8 @@ class RefTable:
 
     def _ask_to_read(self, ref: ObjectRef[Any]) -> None:
         if not ref._flags & _READING:
-            ref._flags |= _READING
             self._reading.append(ref._id)
+            ref._flags |= _READING
 
     # --- what the node says -----------------------------------------------------------------------
 
@@ -397,6 +397,8 @@ class RefTable:
                 if ref is None:
                     continue
                 holding.append(object_id)
+                if ref._data is not None and ref._waiters is not None:
+                    self._settle(ref, ref._status, ref._data)  # telling of it was interrupted
                 if ref._status == PENDING and (ref._flags & _TOLD or ref._waiters is not None):
                     pending.append(object_id)
                 elif ref._flags & _READING:
