@@ -300,6 +300,7 @@ class Core:
         self.tasks.functions_arrived([f.function_id for f in functions])
 
     def _peer_said(self, node_id: int, message: PeerMessage) -> None:
+        self._dead.pop(node_id, None)  # it has come back, and we are not told yet
         match message:
             case HandOver():
                 self._learn(message.functions)

@@ -184,7 +184,8 @@ class PeerNetwork:
         self._views: dict[int, NodeView] = {}
         #: For nodes that the control store has not told of yet.
         self._early: dict[int, list[PeerMessage]] = {}
-        self._dead: set[int] = set()
+        #: The newest incarnations that are known to be dead.
+        self._dead: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -204,7 +205,7 @@ class PeerNetwork:
                 self._end(node_id)
         for view in views:
             if not view.alive:
-                self._dead.add(view.node_id)
+                self._dead[view.node_id] = view.incarnation
                 self._early.pop(view.node_id, None)
         for node_id in [node_id for node_id in self._early if node_id in self._views]:
             for message in self._early.pop(node_id):
@@ -214,7 +215,7 @@ class PeerNetwork:
         view = self._views.get(node_id)
         if view is not None and view.incarnation == incarnation:
             del self._views[node_id]
-            self._dead.add(node_id)
+            self._dead[node_id] = incarnation
         link = self._links.get(node_id)
         if link is not None and link.view.incarnation == incarnation:
             self._end(node_id)
@@ -297,6 +298,8 @@ class PeerNetwork:
                     number = int.from_bytes(body[:8], "little")
                     if number > self._received.get(caller, 0):
                         self._received[caller] = number
+                        if self._dead.get(hello.node_id, hello.incarnation) < hello.incarnation:
+                            del self._dead[hello.node_id]  # it has come back
                         message = peer_decoder.decode(memoryview(body)[8:])
                         self._on_event(PeerSaid(hello.node_id, message))
                 number = self._received.get(caller, 0)

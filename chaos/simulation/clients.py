@@ -1,8 +1,9 @@
 """Drivers and workers: programs that run in processes of their own, at the end of a FIFO link.
 
-They say what the real client says, in its order: references are counted and dropped, submissions kept
-until they are committed and sent again over a new connection, bytes written into room that the node made
-and read from where it says. What they read is compared with the golden result at once.
+They say what the real client says, in its order: references are counted and dropped, submissions
+kept until they are committed and sent again over a new connection, bytes written into room that
+the node made and read from where it says. What they read is compared with the golden result at
+once.
 """
 
 from __future__ import annotations

@@ -227,13 +227,13 @@ class Cluster:
         return SILENT if node.paused else ANSWERED
 
     def to_peer(
-        self, sender: int, _sender_incarnation: int, node_id: int, incarnation: int,
+        self, sender: int, sender_incarnation: int, node_id: int, incarnation: int,
         message: PeerMessage,
     ) -> None:  # fmt: skip
         """A message arrives at a peer, if that still is the same incarnation."""
         node = self.find(node_id, incarnation)
         if node is not None:
-            node.run(node.life, node.peer_said, sender, message)
+            node.run(node.life, node.peer_said, sender, sender_incarnation, message)
 
     def fetch(
         self, asker: NodeShell, life: int, node_id: int, incarnation: int, effect: events.FetchBytes

@@ -1,7 +1,7 @@
 """The shell of the simulated control store, and the database with its faults.
 
-The database carries out what arrives, in the order of each connection; what a fault does is delay it,
-break the connection before or after it was carried out, or be away for a while.
+The database carries out what arrives, in the order of each connection; what a fault does is delay
+it, break the connection before or after it was carried out, or be away for a while.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Database:
         self.world = cluster.world
         self.store: SimStore = cluster.mutation.store(self.now_s)
         self.up = True
+        #: Connections on which nothing is carried out any more: (slot, connection, life).
+        self._broken: set[tuple[int, int, int]] = set()
 
     def now_s(self) -> float:
         """The clock of Postgres."""
@@ -50,7 +52,11 @@ class Database:
     def append(self, node: NodeShell, life: int, connection: int, append: Append) -> None:
         """A batch arrived."""
         faults = self.cluster.faults
+        source = (node.slot, connection, life)
+        if source in self._broken:
+            return
         if not self.up or faults.append_is_lost():
+            self._broken.add(source)
             node.run(life, node.break_log)
             return
         result = self.cluster.checks.append(append)
@@ -68,13 +74,13 @@ class Database:
         failed = gcs_events.StoreFailed("the connection broke")
         faults = self.cluster.faults
         if not self.up or faults.append_is_lost():
-            control.schedule(life, 5.0, gcs_events.StoreReplied(number, failed))
+            control.reply(life, gcs_events.StoreReplied(number, failed))
             return
         result = self.store.execute(operation)
         self.world.trace("postgres", f"executes {number}", result)
         self.cluster.checks.executed(operation, result)
         answer = failed if faults.answer_is_lost() else result
-        control.schedule(life, self.cluster.latency(), gcs_events.StoreReplied(number, answer))
+        control.reply(life, gcs_events.StoreReplied(number, answer))
 
 
 class _Session:
@@ -96,6 +102,7 @@ class ControlShell:
         self._sessions: dict[int, _Session] = {}
         self._conn = 0
         self._operations: Pipe | None = None
+        self._replies: Pipe | None = None
 
     # --- process ----------------------------------------------------------------------------------
 
@@ -114,6 +121,7 @@ class ControlShell:
         )
         self.core = self.cluster.mutation.control(settings)
         self._operations = Pipe(self.world, self.cluster.database_ms)
+        self._replies = Pipe(self.world, self.cluster.latency)
         self._tick(self.life)
 
     def crash(self) -> None:
@@ -134,6 +142,11 @@ class ControlShell:
 
     def schedule(self, life: int, delay_ms: float, event: Event) -> None:
         self.world.after(delay_ms, self._in_life, life, event)
+
+    def reply(self, life: int, event: Event) -> None:
+        """Postgres answers, in the order in which it was asked."""
+        if life == self.life and self._replies is not None:
+            self._replies.send(self._in_life, life, event)
 
     def _in_life(self, life: int, event: Event) -> None:
         if life == self.life:

@@ -1,8 +1,8 @@
 """Which faults a seed has, and when they strike.
 
-Swarm testing (Groce et al., ISSTA'12): each seed enables a random subset, so that some seeds have much of
-one thing. A fault is scheduled by a rate; all of them stop when the drivers' programs have been given
-long enough, and everything heals.
+Swarm testing (Groce et al., ISSTA'12): each seed enables a random subset, so that some seeds have
+much of one thing. A fault is scheduled by a rate; all of them stop when the drivers' programs have
+been given long enough, and everything heals.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The shell of a simulated node: what ``regrow.scheduler.daemon`` does, over simulated parts.
 
-A *life* is one incarnation of the process: it has a core, workers, memory and connections, and all of
-that is gone with it. Whatever was scheduled for an earlier life does not happen; what comes for a paused
-one happens when it goes on.
+A *life* is one incarnation of the process: it has a core, workers, memory and connections, and all
+of that is gone with it. Whatever was scheduled for an earlier life does not happen; what comes for
+a paused one happens when it goes on.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class NodeShell:
         self.views: dict[int, NodeView] = {}
         self._peers: dict[int, tuple[NodeView, Pipe]] = {}
         self._early: dict[int, list[PeerMessage]] = {}
-        self._dead: set[int] = set()
+        self._dead: dict[int, int] = {}
         self._fetches = 0
         self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
         self._askers: dict[int, Callable[[bytes | None], None]] = {}
@@ -292,7 +292,7 @@ class NodeShell:
             view = self.views.get(message.node_id)
             if view is not None and view.incarnation == message.incarnation:
                 del self.views[message.node_id]
-                self._dead.add(message.node_id)
+                self._dead[message.node_id] = message.incarnation
             self._end_link(message.node_id, message.incarnation)
         self.handle(events.StoreSaid(message))
 
@@ -391,7 +391,7 @@ class NodeShell:
                 self._end_link(node_id, view.incarnation)
         for view in views:
             if not view.alive:
-                self._dead.add(view.node_id)
+                self._dead[view.node_id] = view.incarnation
                 self._early.pop(view.node_id, None)
         for node_id in [node_id for node_id in self._early if node_id in self.views]:
             for message in self._early.pop(node_id):
@@ -438,7 +438,9 @@ class NodeShell:
         if link is not None and link[0].incarnation == incarnation:
             self._dial(self.life, link[0])
 
-    def peer_said(self, node_id: int, message: PeerMessage) -> None:
+    def peer_said(self, node_id: int, incarnation: int, message: PeerMessage) -> None:
+        if self._dead.get(node_id, incarnation) < incarnation:
+            del self._dead[node_id]
         self.handle(events.PeerSaid(node_id, message))
 
     # --- clients ----------------------------------------------------------------------------------

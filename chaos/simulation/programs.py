@@ -1,12 +1,13 @@
 """What drivers and tasks do in a simulation: random programs, and what must come of them.
 
 A program is a list of steps. Each program of a seed has a number, its *site*, which is all that the
-arguments of a spec say; so a call's result is known whatever its id. ``execute`` runs a program; whoever
-drives that generator carries its steps out: ``golden_results`` in its head, one after the other and
-without faults, simulated clients over the cluster.
+arguments of a spec say; so a call's result is known whatever its id. ``execute`` runs a program;
+whoever drives that generator carries its steps out: ``golden_results`` in its head, one after the
+other and without faults, simulated clients over the cluster.
 
-The content of a value is 8 bytes that hash the site and everything the program read, then the ids of the
-references that it contains. What depends on the order in which things get ready is never in it.
+The content of a value is 8 bytes that hash the site and everything the program read, then the ids
+of the references that it contains. What depends on the order in which things get ready is never in
+it.
 """
 
 from __future__ import annotations

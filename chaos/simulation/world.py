@@ -1,7 +1,7 @@
 """Virtual time, the one random source, and the trace.
 
-Everything that happens in a simulation is a call that was scheduled here. Calls of one moment run in
-the order in which they were scheduled, so a seed determines all of it.
+Everything that happens in a simulation is a call that was scheduled here. Calls of one moment run
+in the order in which they were scheduled, so a seed determines all of it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def describe(value: Any) -> str:
 
 
 class Pipe:
-    """One direction of a connection: what was sent arrives in order, or not at all after ``cut``."""
+    """One direction of a connection: what was sent arrives in order, or not at all after
+    ``cut``."""
 
     def __init__(self, world: World, latency_ms: Callable[[], float]) -> None:
         self._world = world
