@@ -133,13 +133,14 @@ class SimLog:
 
     def _submit(self, key: NodeKey, batch: Iterable[Submitted]) -> None:
         ended: set[int] = set()
+        there: list[Outcome] = []
         for submitted in batch:
             header, outcome = submitted.header, submitted.outcome
             if self.jobs[header.job].status != "running":
                 ended.add(header.job)
             if header.task_id in self.tasks:
                 if outcome is not None:
-                    self._finish(key, outcome)
+                    there.append(outcome)
                 continue
             self.put_task(
                 header.task_id,
@@ -155,6 +156,8 @@ class SimLog:
             )
         if ended:
             self.cancel(ended)
+        for outcome in there:
+            self._finish(key, outcome)
 
     def cancel(self, jobs: Iterable[int]) -> None:
         """Marks the unfinished tasks of jobs that have ended."""
@@ -196,17 +199,15 @@ class SimLog:
         self, key: NodeKey, actor_id: bytes, job: int, alive: bool, error: SystemFailure | None
     ) -> None:
         """Death is final, and nothing begins to live in a job that has ended."""
-        known = self.actors.get(actor_id)
-        if known is not None and known.state == "dead":
-            return
-        entry = self.jobs.get(job)
-        lives = alive and entry is not None and entry.status == "running"
+        row = self.actors.get(actor_id) or ActorEntry(job, "pending")
         creation = self.tasks.get(actor_id)
-        row = known or ActorEntry(job, "pending")
         if not row.function_id and creation is not None:
             row = replace(row, function_id=creation.header.function_id)
-        state = "alive" if lives else "dead"
-        self.actors.put(actor_id, replace(row, state=state, node=key, error=error))
+        if row.state != "dead":
+            entry = self.jobs.get(job)
+            lives = alive and entry is not None and entry.status == "running"
+            row = replace(row, state="alive" if lives else "dead", node=key, error=error)
+        self.actors.put(actor_id, row)
 
     def _rebuilt(self, key: NodeKey, ended: dict[bytes, bool]) -> None:
         if ended:

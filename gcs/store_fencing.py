@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from regrow.gcs.operations import Fence, GivenRows, NodeFenced, NodeLeft, ReadGiven, Sweep
 from regrow.gcs.store_jobs import functions_of
-from regrow.gcs.store_session import Connection, Row, run
+from regrow.gcs.store_session import Connection, Row, run, running_parts
 from regrow.gcs.store_values import ACTOR_LOST, LEFT
 from regrow.messages import HeldTask, encode
 
@@ -44,7 +44,7 @@ WITH living AS (
     SELECT t.part, t.task_id, l.node_id, l.incarnation,
         row_number() OVER (PARTITION BY l.node_id IS NULL ORDER BY t.task_id) - 1 AS place
     FROM regrow.task_log t LEFT JOIN living l ON l.node_id = t.submitter
-    WHERE t.status = 0 AND NOT EXISTS (
+    WHERE t.status = 0 AND t.part = ANY (CAST(:parts AS int[])) AND NOT EXISTS (
         SELECT FROM regrow.nodes n
         WHERE n.node_id = t.holder AND n.incarnation = t.holder_incarnation AND n.alive)
 )
@@ -54,7 +54,8 @@ SET holder = coalesce(o.node_id, h.node_id),
     attempt = attempt + :attempts, given_at = :at
 FROM orphans o LEFT JOIN heirs h
     ON o.node_id IS NULL AND h.place = o.place % nullif((SELECT count(*) FROM heirs), 0)
-WHERE t.part = o.part AND t.task_id = o.task_id AND t.status = 0
+WHERE t.part = o.part AND t.part = ANY (CAST(:parts AS int[]))
+    AND t.task_id = o.task_id AND t.status = 0
     AND coalesce(o.node_id, h.node_id) IS NOT NULL
 """
 _BURY_ACTORS = """
@@ -71,11 +72,13 @@ WHERE r.finished_at IS NULL AND NOT EXISTS (
 """
 _GIVEN_AT = """
 SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
-WHERE status = 0 AND given_at = :at ORDER BY task_id
+WHERE status = 0 AND given_at = :at AND part = ANY (CAST(:parts AS int[]))
+ORDER BY task_id
 """
 _GIVEN_TO = """
 SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
-WHERE status = 0 AND (given_at IS NOT NULL OR submitter <> :node_id)
+WHERE status = 0 AND part = ANY (CAST(:parts AS int[]))
+    AND (given_at IS NOT NULL OR submitter <> :node_id)
     AND holder = :node_id AND holder_incarnation = :incarnation
 ORDER BY task_id
 """
@@ -133,13 +136,14 @@ def _reap(connection: Connection, heirs: Heirs, at: datetime, attempts: int) -> 
         heir_incarnations=[incarnation for _, incarnation in heirs],
         at=at,
         attempts=attempts,
+        parts=running_parts(connection),
     )
     run(connection, _BURY_ACTORS, at=at, error=encode(ACTOR_LOST))
     run(connection, _CLOSE_REBUILDS, at=at)
 
 
 def _given(connection: Connection, landed: bool, at: datetime) -> NodeFenced:
-    rows = run(connection, _GIVEN_AT, at=at)
+    rows = run(connection, _GIVEN_AT, at=at, parts=running_parts(connection))
     reassigned: dict[int, list[HeldTask]] = {}
     for row in rows:
         reassigned.setdefault(row.holder, []).append(held_task(row))
@@ -148,7 +152,8 @@ def _given(connection: Connection, landed: bool, at: datetime) -> NodeFenced:
 
 
 def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
-    rows = run(connection, _GIVEN_TO, node_id=op.node_id, incarnation=op.incarnation)
+    node = {"node_id": op.node_id, "incarnation": op.incarnation}
+    rows = run(connection, _GIVEN_TO, parts=running_parts(connection), **node)
     return GivenRows([held_task(row) for row in rows], functions_of(connection, rows))
 
 

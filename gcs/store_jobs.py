@@ -17,7 +17,7 @@ from regrow.gcs.operations import (
     ReadJobs,
     ReserveActorName,
 )
-from regrow.gcs.store_session import Connection, Row, Rows, run
+from regrow.gcs.store_session import Connection, Row, Rows, by_id, run
 from regrow.gcs.store_values import CANCELLED, JOB_ENDED, constructor_raised
 from regrow.ids import driver_task_id
 from regrow.messages import FunctionDef, SystemFailure, encode, failure_decoder
@@ -131,7 +131,9 @@ _ACTOR_BY_NAME = f"""{_ACTOR_COLUMNS}
 WHERE a.namespace = :namespace AND a.name = :name AND a.state <> 'dead'"""
 _CREATION = """
 SELECT task_id, job, function_id, status, error, CASE WHEN status = 3 THEN result END AS failure
-FROM regrow.task_log WHERE task_id = :actor_id AND kind = 1
+FROM regrow.task_log
+WHERE task_id = ANY (CAST(:ids AS bytea[])) AND kind = 1
+    AND (CAST(:parts AS int[]) IS NULL OR part = ANY (CAST(:parts AS int[])))
 """
 #: Only a running job's actors hold names. Conflicts are of the id, or of the name.
 _NEW_ACTOR = """
@@ -171,10 +173,9 @@ def read_actor(connection: Connection, op: ReadActor) -> ActorRow:
     rows = run(connection, _ACTOR_BY_ID, actor_id=op.actor_id)
     if rows:
         return _actor(connection, rows[0])
-    creations = run(connection, _CREATION, actor_id=op.actor_id)
-    if not creations:
+    creation = by_id(connection, _CREATION, [op.actor_id]).get(op.actor_id)
+    if creation is None:
         return ActorRow(False)
-    creation = creations[0]
     error = _creation_error(creation)
     return ActorRow(
         True,
@@ -191,8 +192,8 @@ def _actor(connection: Connection, row: Row) -> ActorRow:
     state = row.state
     error = None if row.error is None else failure_decoder.decode(row.error)
     if state == "pending":
-        creations = run(connection, _CREATION, actor_id=row.actor_id)
-        error = _creation_error(creations[0]) if creations else None
+        creation = by_id(connection, _CREATION, [row.actor_id]).get(row.actor_id)
+        error = _creation_error(creation) if creation is not None else None
         state = "dead" if error else "pending"
     return ActorRow(
         True,

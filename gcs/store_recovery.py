@@ -16,7 +16,7 @@ from regrow.gcs.operations import (
 )
 from regrow.gcs.store_fencing import held_task
 from regrow.gcs.store_jobs import functions_of
-from regrow.gcs.store_session import Connection, Row, Rows, run
+from regrow.gcs.store_session import Connection, Row, Rows, by_id, run
 from regrow.gcs.store_values import CANCELLED, cancelled_value, outward
 from regrow.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, is_put, object_id, producer
 from regrow.messages import (
@@ -35,21 +35,18 @@ SELECT t.task_id, t.status, t.kind, t.num_returns, t.max_retries, t.result, t.re
 FROM regrow.task_log t LEFT JOIN regrow.nodes n
     ON n.node_id = t.holder AND n.incarnation = t.holder_incarnation AND n.alive
 WHERE t.task_id = ANY (CAST(:ids AS bytea[]))
+    AND (CAST(:parts AS int[]) IS NULL OR t.part = ANY (CAST(:parts AS int[])))
 """
 _OBJECTS = """
 SELECT o.object_id, o.task_id, o.size, o.digest, o.data, o.refs,
     o.task_id = j.driver_id AS by_driver
 FROM regrow.object_log o JOIN regrow.jobs j ON j.job = o.job
 WHERE o.object_id = ANY (CAST(:ids AS bytea[]))
+    AND (CAST(:parts AS int[]) IS NULL OR o.part = ANY (CAST(:parts AS int[])))
 """
 _STORED = """
 SELECT object_id, path FROM regrow.stored_objects WHERE object_id = ANY (CAST(:ids AS bytea[]))
 """
-
-
-def _by_id(connection: Connection, sql: str, ids: set[bytes]) -> dict[bytes, Row]:
-    """Rows by their first column; the ids sorted, so that the index is walked in its order."""
-    return {row[0]: row for row in run(connection, sql, ids=sorted(ids))} if ids else {}
 
 
 def _split(joined: bytes | None) -> list[bytes]:
@@ -63,14 +60,14 @@ def _split(joined: bytes | None) -> list[bytes]:
 
 
 def read_tasks(connection: Connection, op: ReadTasks) -> TaskRows:
-    tasks = _by_id(connection, _TASKS, set(op.task_ids))
+    tasks = by_id(connection, _TASKS, set(op.task_ids))
     further = {
         object_id(row.task_id, index)
         for row in tasks.values()
         if row.status == OK
         for index in range(1, row.num_returns)
     }
-    objects = _by_id(connection, _OBJECTS, further)
+    objects = by_id(connection, _OBJECTS, further)
     return TaskRows([_task_state(task_id, tasks.get(task_id), objects) for task_id in op.task_ids])
 
 
@@ -107,11 +104,11 @@ def _logged_value(row: Row) -> Value:
 def read_objects(connection: Connection, op: ReadObjects) -> ObjectRows:
     wanted = set(op.object_ids)
     first = {oid for oid in wanted if oid == object_id(producer(oid), 0)}
-    objects = _by_id(connection, _OBJECTS, wanted - first)
+    objects = by_id(connection, _OBJECTS, wanted - first)
     makers = {row.task_id if is_put(oid) else producer(oid) for oid, row in objects.items()}
     makers |= {producer(oid) for oid in wanted if not is_put(oid)}
-    tasks = _by_id(connection, _TASKS, makers)
-    stored = {row.object_id: row.path for row in _by_id(connection, _STORED, wanted).values()}
+    tasks = by_id(connection, _TASKS, makers)
+    stored = {row.object_id: row.path for row in run(connection, _STORED, ids=sorted(wanted))}
     return ObjectRows(
         [
             _put(oid, objects.get(oid), tasks, stored.get(oid, ""))
@@ -172,24 +169,50 @@ def _max_retries(producer_row: Row | None) -> int:
 # --- lineage --------------------------------------------------------------------------------------
 
 _LINEAGE = """
-SELECT level, task_id, status, kind, max_retries, num_returns, resources, digest, needs,
-    makers, paths
-FROM regrow.lineage(CAST(:ids AS bytea[]), :depth, :limit)
+SELECT level, task_id, status, kind, max_retries, num_returns, resources, digest, needs, makers,
+    paths, unknown
+FROM regrow.lineage(CAST(:ids AS bytea[]), CAST(:parts AS int[]), :depth, :limit)
+"""
+_TASK_PARTS = """
+SELECT task_id, part FROM regrow.task_log
+WHERE task_id = ANY (CAST(:ids AS bytea[]))
+    AND (CAST(:parts AS int[]) IS NULL OR part = ANY (CAST(:parts AS int[])))
+"""
+_OBJECT_PARTS = """
+SELECT DISTINCT part FROM regrow.task_log
+WHERE task_id IN (SELECT substr(w, 1, 16) FROM unnest(CAST(:ids AS bytea[])) AS w)
+UNION SELECT part FROM regrow.object_log WHERE object_id = ANY (CAST(:ids AS bytea[]))
 """
 
 
 def read_lineage(connection: Connection, op: ReadLineage) -> Lineage:
     """Levels are read whole: ``limit`` is looked at between them. Within a level, and within
     ``needs``, in the order of the ids."""
-    rows = run(connection, _LINEAGE, ids=op.task_ids, depth=op.depth, limit=op.limit)
+    rows = _walk(connection, op)
     further = {
         object_id(row.task_id, index)
         for row in rows
         if row.status == OK
         for index in range(1, row.num_returns)
     }
-    objects = _by_id(connection, _OBJECTS, further)
+    objects = by_id(connection, _OBJECTS, further)
     return Lineage([_lineage_task(row, objects) for row in rows], _is_complete(op, rows))
+
+
+def _walk(connection: Connection, op: ReadLineage) -> Rows:
+    """In the partitions of the tasks asked for. If an argument is of another job, which began on
+    another day, once more with that job's."""
+    parts = {row.part for row in by_id(connection, _TASK_PARTS, op.task_ids).values()}
+    while True:
+        limits = {"depth": op.depth, "limit": op.limit}
+        rows = run(connection, _LINEAGE, ids=op.task_ids, parts=sorted(parts), **limits)
+        unknown = sorted({oid for row in rows for oid in row.unknown or ()})
+        others = (
+            {row.part for row in run(connection, _OBJECT_PARTS, ids=unknown)} if unknown else set()
+        )
+        if others <= parts:
+            return rows
+        parts |= others
 
 
 def _is_complete(op: ReadLineage, rows: Rows) -> bool:
@@ -249,7 +272,9 @@ INSERT INTO regrow.rebuilds (task_id, attempt, node_id, incarnation, started_at)
 SELECT t.task_id,
     t.attempt + 1 + (SELECT count(*) FROM regrow.rebuilds b WHERE b.task_id = t.task_id),
     :node_id, :incarnation, regrow.now()
-FROM regrow.task_log t WHERE t.task_id = ANY (CAST(:ids AS bytea[])) AND t.status = 1
+FROM regrow.task_log t
+WHERE t.task_id = ANY (CAST(:ids AS bytea[])) AND t.part = ANY (CAST(:parts AS int[]))
+    AND t.status = 1
 ORDER BY t.task_id
 ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
@@ -258,6 +283,7 @@ SELECT t.task_id, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num
     t.result_digest AS digest
 FROM regrow.rebuilds r JOIN regrow.task_log t USING (task_id)
 WHERE r.task_id = ANY (CAST(:ids AS bytea[])) AND r.finished_at IS NULL
+    AND t.part = ANY (CAST(:parts AS int[]))
     AND (r.node_id, r.incarnation) = (:node_id, :incarnation)
 """
 
@@ -272,14 +298,16 @@ def grant_rebuilds(connection: Connection, op: GrantRebuilds) -> RebuildsGranted
     elsewhere = {row.task_id: row.node_id for row in rebuilt}
     ids = sorted(set(op.task_ids) - elsewhere.keys())
     run(connection, _CLOSE, ids=ids, **holder)
-    run(connection, _OPEN_REBUILDS, ids=ids, **holder)
-    rows = {row.task_id: row for row in run(connection, _GRANTED, ids=ids, **holder)}
+    parts = sorted({row.part for row in by_id(connection, _TASK_PARTS, ids).values()})
+    run(connection, _OPEN_REBUILDS, ids=ids, parts=parts, **holder)
+    granted = run(connection, _GRANTED, ids=ids, parts=parts, **holder)
+    rows = {row.task_id: row for row in granted}
     further = {
         object_id(row.task_id, index)
         for row in rows.values()
         for index in range(1, row.num_returns)
     }
-    objects = _by_id(connection, _OBJECTS, further)
+    objects = by_id(connection, _OBJECTS, further)
     tasks = _in_order(op.task_ids, rows, objects)
     left_out = [(task_id, elsewhere[task_id]) for task_id in op.task_ids if task_id in elsewhere]
     return RebuildsGranted(tasks, functions_of(connection, list(rows.values())), left_out)

@@ -103,6 +103,35 @@ def test_a_second_return_is_an_argument_of_its_own(cluster: Cluster) -> None:
     assert lineage.tasks[1].digests == [b"", b"s" * 16]
 
 
+def test_a_walk_goes_on_in_jobs_that_began_on_other_days(cluster: Cluster) -> None:
+    source, put = cluster.task(outcome=large()), cluster.put_id()
+    row = ops.PutRow(put, source.header.task_id, cluster.job, 9000, b"p" * 16, None, [])
+    cluster.log(cluster.nodes[0], Batch(submitted=[source], puts=[row]))
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    users: list[ops.Submitted] = []
+    for root in (b"root, next day..", b"root, third day."):
+        cluster.world.advance(86_400)
+        job = cluster.do(ops.CreateJob(cluster.epoch, root, "x.py", 8)).job
+        deps = [object_id(users[-1].header.task_id, 0)] if users else [put]
+        users.append(cluster.task(job=job, deps=deps, outcome=large()))
+    cluster.log(cluster.nodes[0], Batch(submitted=users))
+    lineage = cluster.do(ops.ReadLineage([users[-1].header.task_id]))
+    walked = [users[1], users[0], source]
+    assert by_level(lineage) == [[task.header.task_id] for task in walked]
+    assert lineage.complete
+
+
+def test_a_wide_level_is_read_whole(cluster: Cluster) -> None:
+    sources = [cluster.task(outcome=large()) for _ in range(3000)]
+    deps = [object_id(task.header.task_id, 0) for task in sources]
+    gather = cluster.task(deps=deps, outcome=large())
+    last = cluster.task(deps=[object_id(gather.header.task_id, 0)], outcome=large())
+    cluster.log(cluster.nodes[0], Batch(submitted=[*sources, gather, last]))
+    lineage = cluster.do(ops.ReadLineage([last.header.task_id], limit=100))
+    assert [len(level) for level in by_level(lineage)] == [1, 1, 3000]
+    assert lineage.complete
+
+
 def test_a_diamond_is_walked_once(cluster: Cluster) -> None:
     layers = [[cluster.task(outcome=large())]]
     for _ in range(8):

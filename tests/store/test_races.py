@@ -491,3 +491,31 @@ def test_two_nodes_that_log_the_same_tasks_in_opposite_order_both_get_through(
     ]
     assert [future.result() for future in racing] == [APPLIED, APPLIED]
     assert len(cluster.world.tables()["tasks"]) == 500
+
+
+def test_an_append_does_not_open_partitions_of_jobs_that_have_ended(
+    cluster: Cluster, blocker: psycopg.Connection[Any], log: Callable[[], LogConnection]
+) -> None:
+    assert isinstance(cluster.world, PostgresWorld)
+    world, node = cluster.world, cluster.nodes[0]
+    for part in range(20_000_101, 20_000_121):
+        world.sql.execute("SELECT regrow.ensure_partition(%s)", (part,))
+    first, second, task = (cluster.task(num_returns=2) for _ in range(3))
+    cluster.log(node, Batch(submitted=[first, second]))
+    second_id = second.header.task_id
+    blocker.execute("SELECT FROM regrow.task_log WHERE task_id = %s FOR UPDATE", (second_id,))
+    its_log = log()
+    ended = [small(task_id=first.header.task_id), small(task_id=second_id)]
+    moved = ops.NewHolder(first.header.task_id, 2, node)
+    send(its_log, node, 2, Batch(submitted=[task], outcomes=ended, holders=[moved]))
+    until_blocked_by(cluster, its_log.backend_pid, pid_of(blocker))
+    opened = world.sql.execute(
+        "SELECT count(DISTINCT relation) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+        " WHERE l.pid = %s AND c.relname LIKE 'task\\_log\\_2%%' AND c.relkind = 'r'",
+        (its_log.backend_pid,),
+    ).fetchone()
+    blocker.rollback()
+    assert [answer.verdict for answer in answers(its_log, 1)] == [APPLIED]
+    for part in range(20_000_101, 20_000_121):
+        world.sql.execute(f"DROP TABLE regrow.task_log_{part}, regrow.object_log_{part}")
+    assert opened == (1,)

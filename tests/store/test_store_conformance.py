@@ -487,22 +487,24 @@ def test_a_node_that_leaves_uses_no_attempt_up(cluster: Cluster) -> None:
     assert cluster.append(two).verdict == FENCED
 
 
-def test_what_was_given_is_read_again_until_it_is_handed_over_or_ends(cluster: Cluster) -> None:
+def test_what_others_gave_a_node_is_read_again_until_it_goes_on_or_ends(cluster: Cluster) -> None:
     one, two = cluster.nodes
     third = cluster.register()
-    tasks = [cluster.task(two) for _ in range(3)]
+    tasks = [cluster.task(two, submitter=one[0]) for _ in range(3)]
     ids = [task.header.task_id for task in tasks]
-    own = cluster.task(one)
-    cluster.log(one, Batch(functions=[FUNCTION], submitted=[own]))
+    own, handed = cluster.task(one), cluster.task(one, submitter=two[0])
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=[own, handed]))
     cluster.log(two, Batch(submitted=tasks))
+    assert task_ids(cluster.do(ops.ReadGiven(*one)).tasks) == [handed.header.task_id]
     cluster.do(ops.Fence(cluster.epoch, *two, "why", [one]))
     given = cluster.do(ops.ReadGiven(*one))
-    assert task_ids(given.tasks) == ids
+    assert task_ids(given.tasks) == sorted([handed.header.task_id, *ids])
     assert given.functions == [FUNCTION]
     moved = ops.NewHolder(ids[0], 2, third)
     cluster.log(one, Batch(holders=[moved], outcomes=[small(task_id=ids[1])]))
-    assert task_ids(cluster.do(ops.ReadGiven(*one)).tasks) == [ids[2]]
-    assert cluster.do(ops.ReadGiven(*third)).tasks == []
+    left = task_ids(cluster.do(ops.ReadGiven(*one)).tasks)
+    assert left == sorted([handed.header.task_id, ids[2]])
+    assert task_ids(cluster.do(ops.ReadGiven(*third)).tasks) == [ids[0]]
 
 
 # --- jobs -----------------------------------------------------------------------------------------

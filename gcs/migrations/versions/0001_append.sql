@@ -12,6 +12,13 @@ $$ SELECT status_a = status_b AND digest_a IS NOT DISTINCT FROM digest_b
 COMMENT ON FUNCTION regrow.same_result(smallint, bytea, bytea, smallint, bytea, bytea) IS
     'Internal: whether two outcomes agree, by digest, or by their bytes where they have none.';
 
+-- Rows are looked up by id in the partitions of running jobs only, one by one and by name: a static
+-- statement would open every partition there ever was, each time.
+CREATE FUNCTION regrow.running_parts() RETURNS int[] LANGUAGE sql STABLE AS
+$$ SELECT ARRAY(SELECT DISTINCT part FROM regrow.jobs WHERE status = 'running' ORDER BY part) $$;
+COMMENT ON FUNCTION regrow.running_parts() IS
+    'Internal: the partitions in which there may be unfinished tasks.';
+
 -- Outcomes of tasks whose rows exist. A row that is finished already must say the same; one that was
 -- cancelled keeps that; any other row that this incarnation does not hold is a conflict.
 CREATE FUNCTION regrow.finish(
@@ -20,24 +27,31 @@ CREATE FUNCTION regrow.finish(
     o_result bytea[], o_size bigint[], o_digest bytea[], o_refs bytea[], o_duration bigint[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_parts int[] := ARRAY(SELECT DISTINCT part FROM regrow.jobs WHERE status = 'running');
-    v_expected bigint := cardinality(o_task);
-    v_updated bigint;
+    v_part int;
+    v_rows bigint;
+    v_updated bigint := 0;
     v_task bytea;
 BEGIN
-    -- "status < 1" is "status = 0" written so that the index of unfinished tasks is not used.
-    UPDATE regrow.task_log t SET
-        status = coalesce(o.status, o_status[1]), attempt = coalesce(o.attempt, o_attempt[1]),
-        actor_seq = o.actor_seq, error = o.error, result = o.result, result_size = o.size,
-        result_digest = o.digest, result_refs = o.refs, duration_us = o.duration, finished_at = p_now
-    FROM unnest(o_task, o_attempt, o_status, o_actor_seq, o_error, o_result, o_size, o_digest,
-                o_refs, o_duration)
-        AS o (task_id, attempt, status, actor_seq, error, result, size, digest, refs, duration)
-    WHERE t.part = ANY (v_parts) AND t.task_id = o.task_id AND t.status < 1
-        AND coalesce(o.status, o_status[1]) <> 0
-        AND t.holder = p_node AND t.holder_incarnation = p_incarnation;
-    GET DIAGNOSTICS v_updated = ROW_COUNT;
-    IF v_updated = v_expected THEN
+    FOREACH v_part IN ARRAY regrow.running_parts() LOOP
+        -- "status < 1" is "status = 0" written so that the index of unfinished tasks is not used.
+        EXECUTE format($update$
+            UPDATE regrow.task_log_%s t SET
+                status = coalesce(o.status, $3[1]), attempt = coalesce(o.attempt, $2[1]),
+                actor_seq = o.actor_seq, error = o.error, result = o.result, result_size = o.size,
+                result_digest = o.digest, result_refs = o.refs, duration_us = o.duration,
+                finished_at = $11
+            FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS o (
+                task_id, attempt, status, actor_seq, error, result, size, digest, refs, duration)
+            WHERE t.task_id = o.task_id AND t.status < 1 AND coalesce(o.status, $3[1]) <> 0
+                AND t.holder = $12 AND t.holder_incarnation = $13
+            $update$, v_part)
+        USING o_task, o_attempt, o_status, o_actor_seq, o_error, o_result, o_size, o_digest, o_refs,
+            o_duration, p_now, p_node, p_incarnation;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        v_updated := v_updated + v_rows;
+        EXIT WHEN v_updated = cardinality(o_task);
+    END LOOP;
+    IF v_updated = cardinality(o_task) THEN
         RETURN;
     END IF;
     SELECT o.task_id INTO v_task
@@ -112,7 +126,9 @@ DECLARE
     v_last bigint;
     v_parts int[];
     v_ended int[];
+    v_part int;
     v_rows bigint;
+    v_count bigint;
     v_task bytea;
 BEGIN
     -- This row lock is fence, order and idempotence in one.
@@ -173,6 +189,10 @@ BEGIN
             result, size, digest, refs, duration)
         ON CONFLICT DO NOTHING;
         GET DIAGNOSTICS v_rows = ROW_COUNT;
+        IF v_ended IS NOT NULL THEN
+            UPDATE regrow.task_log SET status = 4, error = 'cancelled', finished_at = v_now
+            WHERE part = ANY (v_parts) AND job = ANY (v_ended) AND status = 0;
+        END IF;
         IF v_rows < cardinality(s_task) THEN
             -- Some were there already: their outcomes are as those of specs logged earlier. Of those
             -- that were inserted just now this is true anyway.
@@ -180,21 +200,24 @@ BEGIN
                 p_node, p_incarnation, v_now, s_task, s_attempt, s_status, s_actor_seq, s_error,
                 s_result, s_size, s_digest, s_refs, s_duration);
         END IF;
-        IF v_ended IS NOT NULL THEN
-            UPDATE regrow.task_log SET status = 4, error = 'cancelled', finished_at = v_now
-            WHERE part = ANY (v_parts) AND job = ANY (v_ended) AND status = 0;
-        END IF;
     END IF;
 
     IF h_task IS NOT NULL THEN
-        UPDATE regrow.task_log t
-        SET holder = h.node, holder_incarnation = h.incarnation, attempt = h.attempt, given_at = NULL
-        FROM unnest(h_task, h_attempt, h_node, h_incarnation) AS h (task_id, attempt, node, incarnation)
-        WHERE t.part = ANY (ARRAY(SELECT DISTINCT part FROM regrow.jobs WHERE status = 'running'))
-            AND t.task_id = h.task_id AND t.status < 1
-            AND t.holder = p_node AND t.holder_incarnation = p_incarnation;
-        GET DIAGNOSTICS v_rows = ROW_COUNT;
-        IF v_rows < cardinality(h_task) THEN
+        v_count := 0;
+        FOREACH v_part IN ARRAY regrow.running_parts() LOOP
+            EXECUTE format($update$
+                UPDATE regrow.task_log_%s t SET holder = h.node,
+                    holder_incarnation = h.incarnation, attempt = h.attempt, given_at = NULL
+                FROM unnest($1, $2, $3, $4) AS h (task_id, attempt, node, incarnation)
+                WHERE t.task_id = h.task_id AND t.status < 1
+                    AND t.holder = $5 AND t.holder_incarnation = $6
+                $update$, v_part)
+            USING h_task, h_attempt, h_node, h_incarnation, p_node, p_incarnation;
+            GET DIAGNOSTICS v_rows = ROW_COUNT;
+            v_count := v_count + v_rows;
+            EXIT WHEN v_count = cardinality(h_task);
+        END LOOP;
+        IF v_count < cardinality(h_task) THEN
             SELECT h.task_id INTO v_task
             FROM unnest(h_task, h_attempt, h_node, h_incarnation)
                 AS h (task_id, attempt, node, incarnation)
@@ -217,16 +240,23 @@ BEGIN
     END IF;
 
     IF x_object IS NOT NULL THEN
-        INSERT INTO regrow.object_log (
-            part, job, object_id, task_id, size, digest, data, refs, created_at)
-        SELECT t.part, t.job, x.object_id, t.task_id, x.size, x.digest, x.data, x.refs, v_now
-        FROM unnest(x_object, x_size, x_digest, x_data, x_refs)
-            AS x (object_id, size, digest, data, refs)
-        JOIN regrow.task_log t ON t.task_id = substr(x.object_id, 1, 16)
-        WHERE t.status = 1
-        ON CONFLICT DO NOTHING;
-        GET DIAGNOSTICS v_rows = ROW_COUNT;
-        IF v_rows < cardinality(x_object) THEN
+        v_count := 0;
+        FOREACH v_part IN ARRAY regrow.running_parts() || v_parts LOOP
+            EXECUTE format($insert$
+                INSERT INTO regrow.object_log_%1$s (
+                    part, job, object_id, task_id, size, digest, data, refs, created_at)
+                SELECT t.part, t.job, x.object_id, t.task_id, x.size, x.digest, x.data, x.refs, $6
+                FROM unnest($1, $2, $3, $4, $5) AS x (object_id, size, digest, data, refs)
+                JOIN regrow.task_log_%1$s t ON t.task_id = substr(x.object_id, 1, 16)
+                WHERE t.status = 1
+                ON CONFLICT DO NOTHING
+                $insert$, v_part)
+            USING x_object, x_size, x_digest, x_data, x_refs, v_now;
+            GET DIAGNOSTICS v_rows = ROW_COUNT;
+            v_count := v_count + v_rows;
+            EXIT WHEN v_count = cardinality(x_object);
+        END LOOP;
+        IF v_count < cardinality(x_object) THEN
             PERFORM regrow.check_objects(x_object, x_digest, x_data);
         END IF;
     END IF;
@@ -254,9 +284,8 @@ BEGIN
     IF a_actor IS NOT NULL THEN
         -- Death is final, and nothing begins to live in a job that has ended.
         INSERT INTO regrow.actors AS old (
-            actor_id, job, state, function_id, node_id, incarnation, error, started_at, died_at)
+            actor_id, job, state, node_id, incarnation, error, started_at, died_at)
         SELECT a.actor_id, a.job, CASE WHEN v.lives THEN 'alive' ELSE 'dead' END,
-            (SELECT t.function_id FROM regrow.task_log t WHERE t.task_id = a.actor_id LIMIT 1),
             p_node, p_incarnation, a.error,
             CASE WHEN a.alive THEN v_now END, CASE WHEN NOT v.lives THEN v_now END
         FROM unnest(a_actor, a_job, a_alive, a_error) AS a (actor_id, job, alive, error)
@@ -264,9 +293,16 @@ BEGIN
         CROSS JOIN LATERAL (SELECT a.alive AND j.status IS NOT DISTINCT FROM 'running') AS v (lives)
         ON CONFLICT (actor_id) DO UPDATE SET
             state = excluded.state, node_id = excluded.node_id, incarnation = excluded.incarnation,
-            function_id = coalesce(old.function_id, excluded.function_id), error = excluded.error,
+            error = excluded.error,
             started_at = coalesce(excluded.started_at, old.started_at), died_at = excluded.died_at
         WHERE old.state <> 'dead';
+        FOR v_part IN SELECT DISTINCT part FROM regrow.jobs WHERE job = ANY (a_job) LOOP
+            EXECUTE format($update$
+                UPDATE regrow.actors a SET function_id = t.function_id FROM regrow.task_log_%s t
+                WHERE a.actor_id = ANY ($1) AND a.function_id IS NULL AND t.task_id = a.actor_id
+                $update$, v_part)
+            USING a_actor;
+        END LOOP;
     END IF;
 
     IF e_kind IS NOT NULL THEN

@@ -159,59 +159,102 @@ $$;
 COMMENT ON FUNCTION regrow.ancestry(bytea) IS
     'Everything an object was made from, itself included: the tasks that made it and its arguments and theirs, puts with the tasks that put them, and of an actor''s call the calls before it and the actor''s creation.';
 
--- One step of a walk up the lineage: the tasks asked for, each with those of its arguments that are
--- not small (needs), the tasks that made them (makers; null: none, or its bytes are in storage) and the
--- storage paths of those that have one.
-CREATE FUNCTION regrow.lineage(wanted bytea[], max_depth int, max_tasks int) RETURNS TABLE (
+-- A walk up the lineage, level by level: the tasks asked for, each with those of its arguments that
+-- are not small (needs), the tasks that made them (makers; null: none, or its bytes are in storage),
+-- the storage paths of those that have one, and the arguments that these partitions do not know.
+CREATE FUNCTION regrow.lineage(wanted bytea[], parts int[], max_depth int, max_tasks int)
+RETURNS TABLE (
     level int, task_id bytea, status smallint, kind smallint, max_retries int, num_returns int,
-    resources jsonb, digest bytea, needs bytea[], makers bytea[], paths text[]
-) LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $$
+    resources jsonb, digest bytea, needs bytea[], makers bytea[], paths text[], unknown bytea[]
+) LANGUAGE plpgsql STABLE
+-- There may be no statistics yet: rows are looked up by their ids.
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    v_frontier bytea[] := ARRAY(SELECT DISTINCT w.id FROM unnest(wanted) AS w (id) ORDER BY w.id);
-    v_seen bytea[] := v_frontier;
-    v_next bytea[];
+    -- The partitions by name: through their parent each statement would open all there are.
+    v_tasks text := (SELECT string_agg('SELECT * FROM regrow.task_log_' || part, ' UNION ALL ')
+                     FROM unnest(parts) AS part);
+    v_objects text := (SELECT string_agg('SELECT * FROM regrow.object_log_' || part, ' UNION ALL ')
+                       FROM unnest(parts) AS part);
+    -- The arguments of a task t; "large" is null for those that are not known.
+    v_arguments text := format($arguments$
+        SELECT d.object_id, r.large, s.path, CASE WHEN s.path IS NULL THEN r.maker END AS maker
+        FROM (
+            SELECT DISTINCT regrow.object_ids(coalesce(t.deps, '') || coalesce(t.nested, ''))
+        ) AS d (object_id)
+        LEFT JOIN LATERAL (
+            SELECT p.task_id AS maker, p.status = 0 OR (p.status = 1 AND p.result IS NULL
+                AND substr(d.object_id, 17, 4) = '\x00000000'::bytea) AS large
+            FROM (%s) AS p WHERE p.task_id = substr(d.object_id, 1, 16)
+            UNION ALL
+            SELECT CASE WHEN j.driver_id <> o.task_id THEN o.task_id END, o.data IS NULL
+            FROM (%s) AS o JOIN regrow.jobs j ON j.job = o.job
+            WHERE o.object_id = d.object_id
+        ) AS r ON true
+        LEFT JOIN regrow.stored_objects s ON s.object_id = d.object_id
+        $arguments$, v_tasks, v_objects);
+    -- Many levels in one statement. One that met its limit has a last level which is not whole and is
+    -- left out; the first is always whole.
+    v_query text := format($query$
+        WITH RECURSIVE walk (level, id) AS (
+            SELECT 0, f.id FROM unnest($1) AS f (id)
+            UNION
+            SELECT w.level + 1, a.maker
+            FROM walk w JOIN (%1$s) AS t ON t.task_id = w.id CROSS JOIN LATERAL (%2$s) AS a
+            WHERE w.level + 1 < $2 AND a.large AND a.maker IS NOT NULL AND a.maker <> ALL ($4)
+        ), limited AS MATERIALIZED (
+            SELECT level, id FROM walk LIMIT $3
+        ), earliest AS (
+            SELECT id, min(level) AS level FROM limited GROUP BY id
+        )
+        SELECT e.level, t.task_id, t.status, t.kind, t.max_retries, t.num_returns, t.resources,
+            t.result_digest, n.needs, n.makers, n.paths, n.unknown
+        FROM earliest e JOIN (%1$s) AS t ON t.task_id = e.id
+        CROSS JOIN LATERAL (
+            SELECT array_agg(a.object_id ORDER BY a.object_id) FILTER (WHERE a.large) AS needs,
+                array_agg(a.maker ORDER BY a.object_id) FILTER (WHERE a.large) AS makers,
+                array_agg(a.path ORDER BY a.object_id) FILTER (WHERE a.large) AS paths,
+                array_agg(a.object_id) FILTER (WHERE a.large IS NULL) AS unknown
+            FROM (%2$s) AS a
+        ) AS n
+        WHERE e.level < (SELECT CASE WHEN count(*) < $3 THEN $2 ELSE greatest(max(level), 1) END
+                         FROM limited)
+        ORDER BY e.level, e.id
+        $query$, v_tasks, v_arguments);
+    v_base int := 0;
+    v_level int;
     v_count int := 0;
+    v_frontier bytea[] := ARRAY(SELECT DISTINCT w.id FROM unnest(wanted) AS w (id));
+    v_seen bytea[] := '{}';
+    v_found bytea[];
+    v_next bytea[];
 BEGIN
-    level := 0;
-    WHILE cardinality(v_frontier) > 0 AND level < max_depth AND v_count < max_tasks LOOP
+    WHILE cardinality(parts) > 0 AND cardinality(v_frontier) > 0
+        AND v_base < max_depth AND v_count < max_tasks
+    LOOP
+        v_found := '{}';
         v_next := '{}';
-        FOR task_id, status, kind, max_retries, num_returns, resources, digest, needs, makers, paths IN
-            SELECT t.task_id, t.status, t.kind, t.max_retries, t.num_returns, t.resources,
-                t.result_digest, n.needs, n.makers, n.paths
-            FROM unnest(v_frontier) WITH ORDINALITY AS f (id, place)
-            JOIN regrow.task_log t ON t.task_id = f.id
-            CROSS JOIN LATERAL (
-                SELECT array_agg(d.object_id ORDER BY d.object_id) AS needs,
-                    array_agg(CASE WHEN s.path IS NULL THEN r.maker END ORDER BY d.object_id) AS makers,
-                    array_agg(s.path ORDER BY d.object_id) AS paths
-                FROM (
-                    SELECT DISTINCT regrow.object_ids(coalesce(t.deps, '') || coalesce(t.nested, ''))
-                ) AS d (object_id)
-                CROSS JOIN LATERAL (
-                    SELECT p.task_id AS maker FROM regrow.task_log p
-                    WHERE p.task_id = substr(d.object_id, 1, 16) AND (
-                        p.status = 0 OR (substr(d.object_id, 17, 4) = '\x00000000'::bytea
-                            AND p.status = 1 AND p.result IS NULL))
-                    UNION ALL
-                    SELECT CASE WHEN j.driver_id <> o.task_id THEN o.task_id END
-                    FROM regrow.object_log o JOIN regrow.jobs j ON j.job = o.job
-                    WHERE o.object_id = d.object_id AND o.data IS NULL
-                ) r
-                LEFT JOIN regrow.stored_objects s ON s.object_id = d.object_id
-            ) n
-            ORDER BY f.place
+        level := v_base;
+        FOR v_level, task_id, status, kind, max_retries, num_returns, resources, digest, needs, makers,
+            paths, unknown
+        IN EXECUTE v_query USING v_frontier, least(max_depth - v_base, 50),
+            cardinality(v_frontier) + 1000, v_seen
         LOOP
+            IF v_base + v_level > level THEN
+                EXIT WHEN v_count >= max_tasks;
+                level := v_base + v_level;
+                v_next := '{}';
+            END IF;
             v_count := v_count + 1;
+            v_found := v_found || task_id;
             v_next := v_next || makers;
             RETURN NEXT;
         END LOOP;
+        v_seen := v_seen || v_found;
         v_frontier := ARRAY(
             SELECT DISTINCT m.id FROM unnest(v_next) AS m (id)
-            WHERE m.id IS NOT NULL AND NOT EXISTS (SELECT FROM unnest(v_seen) AS v (id) WHERE v.id = m.id)
-            ORDER BY m.id);
-        v_seen := v_seen || v_frontier;
-        level := level + 1;
+            WHERE m.id IS NOT NULL AND m.id <> ALL (v_seen));
+        v_base := level + 1;
     END LOOP;
 END $$;
 COMMENT ON FUNCTION regrow.lineage IS 'Internal: the tasks to run again for lost objects, level by level.';
