@@ -140,6 +140,8 @@ class Core:
         self.nodes: dict[int, NodeView] = {}
         #: Nodes that died and have not come back. One that is in neither may have joined just now.
         self._dead: dict[int, None] = {}
+        #: The newest incarnation that spoke.
+        self._heard: dict[int, int] = {}
         self.functions: dict[bytes, FunctionDef] = {}
         self.journal = Journal(self.self_id)
         self.ledger = Ledger(settings.total)
@@ -190,6 +192,7 @@ class Core:
             case events.Tick():
                 self._tick(event.now_ms)
             case events.PeerSaid():
+                self._hear(event.node_id, event.incarnation)
                 self._peer_said(event.node_id, event.message)
             case events.StoreSaid():
                 self._store_said(event.message)
@@ -299,8 +302,13 @@ class Core:
                 self.journal.function(definition)
         self.tasks.functions_arrived([f.function_id for f in functions])
 
+    def _hear(self, node_id: int, incarnation: int) -> None:
+        """A peer spoke: one that came back may do so before the control store tells of it."""
+        if incarnation > self._heard.get(node_id, 0):
+            self._heard[node_id] = incarnation
+            self._dead.pop(node_id, None)
+
     def _peer_said(self, node_id: int, message: PeerMessage) -> None:
-        self._dead.pop(node_id, None)  # it has come back, and we are not told yet
         match message:
             case HandOver():
                 self._learn(message.functions)
@@ -574,11 +582,13 @@ class Core:
         if view is not None and view.incarnation > message.incarnation:
             return
         self.nodes.pop(node_id, None)
-        self._dead[node_id] = None
+        came_back = self._heard.get(node_id, 0) > message.incarnation
+        if not came_back:
+            self._dead[node_id] = None
         self._room.pop(node_id, None)
         self._functions_at.pop(node_id, None)
         self.tasks.node_died(node_id)
-        self.objects.node_died(node_id)
+        self.objects.node_died(node_id, came_back)
         self.actors.node_died(node_id, message.reason)
 
     def _store_is_back(self) -> None:

@@ -48,8 +48,11 @@ class WorkerExited(Struct, frozen=True, gc=False):
 
 
 class PeerSaid(Struct, frozen=True, gc=False):
+    """``incarnation`` of the sender; it may be newer than what the control store has told of."""
+
     node_id: int
     message: PeerMessage
+    incarnation: int = 0
 
 
 class PeerLost(Struct, frozen=True, gc=False):

@@ -401,8 +401,9 @@ class ObjectTable:
                 self._take(entry, value)
             self.need_bytes(entry)
 
-    def node_died(self, node_id: int) -> None:
-        """What was expected from the node is located anew."""
+    def node_died(self, node_id: int, came_back: bool) -> None:
+        """What was expected from the node is located anew. ``came_back``: its next incarnation has
+        asked for things already."""
         lost: list[Entry] = []
         for entry in list(self.entries.values()):
             if node_id in entry.sources:
@@ -415,8 +416,13 @@ class ObjectTable:
                 entry.maker = 0
                 if entry.task is None:
                     lost.append(entry)
-            if entry.peers is not None and entry.peers.pop(node_id, 0) is None:
+            if entry.peers is None or node_id not in entry.peers:
+                continue
+            if not came_back:
+                del entry.peers[node_id]
                 self.free_unheld(entry)
+            elif entry.value is not None:
+                self._core.tell_peer(node_id, entry.value)  # it says whether it wants that
         for entry in lost:
             if entry.value is None:
                 if entry.held:

@@ -301,7 +301,7 @@ class PeerNetwork:
                         if self._dead.get(hello.node_id, hello.incarnation) < hello.incarnation:
                             del self._dead[hello.node_id]  # it has come back
                         message = peer_decoder.decode(memoryview(body)[8:])
-                        self._on_event(PeerSaid(hello.node_id, message))
+                        self._on_event(PeerSaid(hello.node_id, message, hello.incarnation))
                 number = self._received.get(caller, 0)
                 await loop.sock_sendall(sock, frame(number.to_bytes(8, "little")))
             data = await loop.sock_recv(sock, _READ)

@@ -5,7 +5,7 @@
     QUEUED    for resources and a worker            -> RUNNING, REMOTE
     RUNNING   given to a worker                     -> done; QUEUED (returned, retried); STORING
     STORING   done; large results go to storage     -> done
-    REMOTE    its holder is another node            -> done; WAITING (the control store gave it to us)
+    REMOTE    its holder is another node            -> done; WAITING (the store gave it to us)
 
 A task whose attempt is not the first, or that runs again for its lost objects (a *rebuild*), is
 *replayed*: what it submits is looked up in the log before it is started.
@@ -273,7 +273,9 @@ class TaskTable:
         self._core.note_job(header.job, handed.submitter)
         self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
         objects = self._core.objects
-        for oid in [value.object_id for value in handed.values] + [oid for oid, _ in handed.sources]:
+        for oid in [value.object_id for value in handed.values] + [
+            oid for oid, _ in handed.sources
+        ]:
             if oid in objects.entries:
                 objects.free_unheld(objects.entries[oid])
 
@@ -553,7 +555,8 @@ class TaskTable:
             self._pass_on(task, node_id)
 
     def _pass_on(self, task: Task, node_id: int) -> None:
-        """A task of another node's client goes on to a third node: its result goes past this one."""
+        """A task of another node's client goes on to a third node: its result goes past this
+        one."""
         core = self._core
         self._forget(task)
         for oid in task.object_ids:

@@ -347,7 +347,8 @@ class SimClient:
         """Whether what the frame waits for is there, and the answer."""
         match frame.waits:
             case ("get", handles):
-                if all([self._ready(handle, True) for handle in handles]):
+                ready = [self._ready(handle, True) for handle in handles]  # all are asked
+                if all(ready):
                     contents = [self.content(frame, handle) for handle in handles]
                     self.unpin(handles)
                     return True, contents
@@ -370,7 +371,12 @@ class SimClient:
         raise NotImplementedError
 
     def _call(
-        self, frame: Frame, site: int, deps: list[Handle], nested: list[Handle], actor: Handle | None
+        self,
+        frame: Frame,
+        site: int,
+        deps: list[Handle],
+        nested: list[Handle],
+        actor: Handle | None,
     ) -> list[Handle]:
         """Submits a call; handles of its return values."""
         program = self.cluster.programs[site]
@@ -553,7 +559,8 @@ class SimWorker(SimClient):
         self._orders[spec.parent_id] = program.order
 
     def block(self, frame: Frame) -> None:
-        if not frame.blocked and frame.waits is not None and frame.waits[0] in ("get", "wait", "credit"):
+        waiting = frame.waits is not None and frame.waits[0] in ("get", "wait", "credit")
+        if not frame.blocked and waiting:
             frame.blocked = True
             if self.queue and not self.is_actor:
                 self._give_back(len(self.queue))

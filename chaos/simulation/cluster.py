@@ -165,11 +165,7 @@ class Cluster:
         """Every submitted task has ended, in the log; nothing is held by the programs any more."""
         if self.database.store.unfinished:
             return False
-        return all(
-            node.core is not None
-            and not node.core.tasks.tasks
-            for node in self.nodes
-        )
+        return all(node.core is not None and not node.core.tasks.tasks for node in self.nodes)
 
     def _not_settled(self) -> str:
         return self.checks.at_rest()

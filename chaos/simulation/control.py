@@ -194,9 +194,7 @@ class ControlShell:
     def _probe(self, node_id: int, incarnation: int) -> None:
         outcome = self.cluster.probe(node_id, incarnation)
         delay = 1000.0 if outcome == gcs_events.SILENT else self.cluster.latency()
-        self.schedule(
-            self.life, delay, gcs_events.ProbeResult(node_id, incarnation, outcome)
-        )
+        self.schedule(self.life, delay, gcs_events.ProbeResult(node_id, incarnation, outcome))
 
     # --- sessions ---------------------------------------------------------------------------------
 
@@ -225,9 +223,7 @@ class ControlShell:
         """The node's process is gone: the stream is reset."""
         session = self._sessions.pop(conn, None)
         if session is not None:
-            self.schedule(
-                self.life, self.cluster.latency(), gcs_events.NodeDisconnected(conn)
-            )
+            self.schedule(self.life, self.cluster.latency(), gcs_events.NodeDisconnected(conn))
 
     def _end(self, conn: int) -> None:
         """The stream ends, for both."""

@@ -259,16 +259,15 @@ class NodeShell:
         self.session = control.connect(self)
         self._session_up = Pipe(self.world, self.cluster.latency)
         registers = self._view() if self.core is None else self._view(self.incarnation)
-        self._session_up.send(
-            control.said, self.session, Register(PROTOCOL_VERSION, "", registers)
-        )
+        self._session_up.send(control.said, self.session, Register(PROTOCOL_VERSION, "", registers))
         queued, self._outbox = self._outbox, deque()
         for message in queued:
             self._session_up.send(control.said, self.session, message)
 
     def _view(self, incarnation: int = 0) -> NodeView:
         return NodeView(
-            self.node_id, incarnation, f"host{self.slot}", self.life, f"sock{self.slot}", self.total,
+            self.node_id, incarnation, f"host{self.slot}", self.life, f"sock{self.slot}",
+            self.total,
             self.total, 0, {}, True, self.slot == 0, f"host{self.slot}", self.arena_size,
         )  # fmt: skip
 
@@ -334,7 +333,8 @@ class NodeShell:
         if life != self.life or self.core is None:
             return
         self.handle(events.Tick(self.world.now))
-        busy = self.core is not None and bool(self.core.tasks.tasks)
+        core: Core | None = self.core  # the tick may have ended this life
+        busy = core is not None and bool(core.tasks.tasks)
         self.schedule(life, 20.0 if busy else 200.0, self._tick, life)
 
     def _renew(self, life: int) -> None:
@@ -441,7 +441,7 @@ class NodeShell:
     def peer_said(self, node_id: int, incarnation: int, message: PeerMessage) -> None:
         if self._dead.get(node_id, incarnation) < incarnation:
             del self._dead[node_id]
-        self.handle(events.PeerSaid(node_id, message))
+        self.handle(events.PeerSaid(node_id, message, incarnation))
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -582,9 +582,7 @@ class NodeShell:
             data = self._read(effect.key, effect.offset)
             self.cluster.checks.left_bytes(self, object_id, data)
             answer(data)
-            self.schedule(
-                life, self.cluster.latency(), self.handle, events.BytesServed(number)
-            )
+            self.schedule(life, self.cluster.latency(), self.handle, events.BytesServed(number))
 
         self._serving[number] = served
         self.handle(events.FetchAsked(number, asker, object_id))

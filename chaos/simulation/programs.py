@@ -372,9 +372,7 @@ class ProgramMaker:
         count = min(self._rng.randint(0, most), len(recent))
         return self._rng.sample(recent, count)
 
-    def _submit(
-        self, parent: Program, scope: list[_Var], actors: list[_Var], depth: int
-    ) -> None:
+    def _submit(self, parent: Program, scope: list[_Var], actors: list[_Var], depth: int) -> None:
         rng = self._rng
         self.operations += 1
         child = self._new(TASK)
@@ -428,9 +426,7 @@ class ProgramMaker:
             outs.append([_Var("", 1, var.inner) for var in refs])
         return outs
 
-    def _children(
-        self, child: Program, own: list[_Var], actors: list[_Var], depth: int
-    ) -> None:
+    def _children(self, child: Program, own: list[_Var], actors: list[_Var], depth: int) -> None:
         rng = self._rng
         orders: dict[str, int] = {}
         for _ in range(rng.randint(1, 4)):

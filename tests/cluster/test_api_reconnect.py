@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import regrow as ray
 from regrow.cluster_utils import Cluster
 

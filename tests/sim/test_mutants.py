@@ -38,5 +38,6 @@ def test_a_failing_seed_names_the_command_that_replays_it() -> None:
     report = run_seeds(range(20), "output-released-early", stop_at=1)
     assert len(report.failures) == 1
     failure = report.failures[0]
-    command = f"python -m regrow.chaos.simulation --seed {failure.seed} --mutant output-released-early"
+    mutant = "output-released-early"
+    command = f"python -m regrow.chaos.simulation --seed {failure.seed} --mutant {mutant}"
     assert command in str(failure)

@@ -105,8 +105,14 @@ def test_references_do_not_need_cloudpickle() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        lambda: 1, Point(1), [[[[[[1]]]]]], {"a": [(lambda: 1,)]}, OrderedDict(a=1),
-        np.array([lambda: 1]), (Ref(b"1"),), {(len,): 2},
+        lambda: 1,
+        Point(1),
+        [[[[[[1]]]]]],
+        {"a": [(lambda: 1,)]},
+        OrderedDict(a=1),
+        np.array([lambda: 1]),
+        (Ref(b"1"),),
+        {(len,): 2},
     ],
 )
 def test_values_that_may_hold_code_go_through_cloudpickle(
