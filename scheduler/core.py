@@ -564,7 +564,12 @@ class Core:
 
     def _nodes(self, nodes: list[NodeView]) -> None:
         self.nodes = {node.node_id: node for node in nodes}
-        self._dead = {node.node_id: None for node in nodes if not node.alive}
+        heard = self._heard
+        self._dead = {
+            node.node_id: None
+            for node in nodes
+            if not node.alive and heard.get(node.node_id, 0) <= node.incarnation
+        }
         self._room = {
             node.node_id: dict(node.available)
             for node in nodes
