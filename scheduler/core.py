@@ -138,8 +138,9 @@ class Core:
         self.self_id = (settings.node_id, settings.incarnation)
         self.now_ms = 0.0
         self.nodes: dict[int, NodeView] = {}
-        #: Nodes that died and have not come back. One that is in neither may have joined just now.
-        self._dead: dict[int, None] = {}
+        #: Nodes that died and have not come back, with their last incarnation. One that is in neither
+        #: may have joined just now.
+        self._dead: dict[int, int] = {}
         #: The newest incarnation that spoke.
         self._heard: dict[int, int] = {}
         self.functions: dict[bytes, FunctionDef] = {}
@@ -306,7 +307,8 @@ class Core:
         """A peer spoke: one that came back may do so before the control store tells of it."""
         if incarnation > self._heard.get(node_id, 0):
             self._heard[node_id] = incarnation
-            self._dead.pop(node_id, None)
+            if self._dead.get(node_id, incarnation) < incarnation:
+                del self._dead[node_id]
 
     def _peer_said(self, node_id: int, message: PeerMessage) -> None:
         match message:
@@ -317,7 +319,9 @@ class Core:
             case PeerValues():
                 self.objects.peer_values(node_id, message.values)
             case Watch():
-                self.objects.watch(message.node_id or node_id, message.object_ids)
+                asker = message.node_id or node_id
+                if not self.is_dead(asker):  # a zombie's question is nobody's
+                    self.objects.watch(asker, message.object_ids)
             case PeerDrop():
                 self.objects.peer_drop(node_id, message.object_ids)
             case KillActor():
@@ -566,7 +570,7 @@ class Core:
         self.nodes = {node.node_id: node for node in nodes}
         heard = self._heard
         self._dead = {
-            node.node_id: None
+            node.node_id: node.incarnation
             for node in nodes
             if not node.alive and heard.get(node.node_id, 0) <= node.incarnation
         }
@@ -589,7 +593,7 @@ class Core:
         self.nodes.pop(node_id, None)
         came_back = self._heard.get(node_id, 0) > message.incarnation
         if not came_back:
-            self._dead[node_id] = None
+            self._dead[node_id] = message.incarnation
         self._room.pop(node_id, None)
         self._functions_at.pop(node_id, None)
         self.tasks.node_died(node_id)

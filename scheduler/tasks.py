@@ -268,7 +268,9 @@ class TaskTable:
             entry.pins -= 1
         for dep, node_id in handed.sources:
             entry = self._core.objects.entry(dep)
-            if node_id != self._core.node_id and node_id not in entry.sources:
+            if node_id == self._core.node_id or self._core.is_dead(node_id):
+                continue  # it was handed over before that node died
+            if node_id not in entry.sources:
                 entry.sources.append(node_id)
         self._core.note_job(header.job, handed.submitter)
         self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
