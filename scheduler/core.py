@@ -612,15 +612,15 @@ class Core:
         self.tasks.ask_functions_again()
         self.actors.find_again()
         self.questions.ask_again()
-        here: set[int] = set()
+        driven: set[int] = set()
         for driver in self.drivers.values():
             if not driver.gone and not driver.said_bye:
-                here.add(driver.job)
+                driven.add(driver.job)
                 self._open_job(driver)
         elsewhere = [driver.job for driver in self.drivers.values()]
         elsewhere += [task.header.job for task in self.tasks.tasks.values()]
         for job in dict.fromkeys([*elsewhere, *self._node_of_job]):
-            if job not in here:  # its end may have been missed: then the answer says so
+            if job not in driven:  # its end may have been missed: then the answer says so
                 self.send_store(CloseJob(job, failed=True, lost=True))
         self._status = NodeStatus({}, -1)
 

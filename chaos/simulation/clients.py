@@ -347,8 +347,8 @@ class SimClient:
         """Whether what the frame waits for is there, and the answer."""
         match frame.waits:
             case ("get", handles):
-                ready = [self._ready(handle, True) for handle in handles]  # all are asked
-                if all(ready):
+                all_ready = [self._ready(handle, True) for handle in handles]  # each is asked
+                if all(all_ready):
                     contents = [self.content(frame, handle) for handle in handles]
                     self.unpin(handles)
                     return True, contents

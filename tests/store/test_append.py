@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from regrow.gcs import embedded, schema
 from regrow.gcs import operations as ops
 from regrow.gcs.log import LogConnection, LogConnectionLost
-from regrow.gcs.log_records import PARAMETERS
+from regrow.gcs.log_records import PARAMETERS, encode_append
 from regrow.gcs.operations import APPLIED, CONFLICT, Append, Batch, Outcome
 from regrow.ids import object_id
 from regrow.messages import OK, TASK, TASK_ERROR, Return
@@ -328,3 +328,35 @@ def test_tasks_of_a_job_stay_in_the_partition_of_its_first_day(cluster: Cluster)
     ).fetchall()
     assert [row[2:] for row in parts] == [(1, 2, True), (1, 1, True)]
     assert parts[1][1] > parts[0][1]
+
+
+def test_rows_are_looked_up_by_id_also_where_statistics_mislead(cluster: Cluster) -> None:
+    """Statistics of a time when no task was unfinished must not make it go through all that are."""
+    assert isinstance(cluster.world, PostgresWorld)
+    node = cluster.nodes[0]
+    cluster.log(node, Batch(submitted=[cluster.task(outcome=small()) for _ in range(3000)]))
+    cluster.world.sql.execute("ANALYZE regrow.task_log")
+    tasks = [cluster.task(num_returns=2) for _ in range(1000)]
+    cluster.log(node, Batch(submitted=tasks))
+    ids = [task.header.task_id for task in tasks]
+    made = [Return(1, b"a" * 16, b"1"), Return(1, b"b" * 16, b"2")]
+    batch = Batch(
+        holders=[ops.NewHolder(task_id, 2, node) for task_id in ids],
+        outcomes=[Outcome(task_id, 2, OK, made) for task_id in ids],
+    )
+    with psycopg.connect(cluster.world.url) as connection:
+        places = ", ".join(f"${n}::{kind}" for n, (_, kind) in enumerate(PARAMETERS, 1))
+        connection.execute("SELECT")  # begins a transaction
+        connection.pgconn.exec_params(
+            f"SELECT regrow.append({places})".encode(),
+            encode_append(Append(*node, 3, batch)),
+            param_formats=[1] * len(PARAMETERS),
+        )
+        looked_up, fetched = connection.execute(
+            "SELECT sum(idx_scan), sum(idx_tup_fetch) FROM pg_stat_xact_user_tables"
+            " WHERE relid IN (SELECT inhrelid FROM pg_inherits"
+            " WHERE inhparent = 'regrow.task_log'::regclass)"
+        ).fetchone() or (0, 0)
+    # New holders, outcomes and second returns: three times each row, by its id.
+    assert looked_up >= 3000
+    assert fetched <= 6000

@@ -33,7 +33,8 @@ DECLARE
     v_task bytea;
 BEGIN
     FOREACH v_part IN ARRAY regrow.running_parts() LOOP
-        -- "status < 1" is "status = 0" written so that the index of unfinished tasks is not used.
+        -- CASE hides the condition from the planner, which may have statistics of a time when few
+        -- tasks were unfinished and would go through them, or their index, once for each outcome.
         EXECUTE format($update$
             UPDATE regrow.task_log_%s t SET
                 status = coalesce(o.status, $3[1]), attempt = coalesce(o.attempt, $2[1]),
@@ -42,8 +43,8 @@ BEGIN
                 finished_at = $11
             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS o (
                 task_id, attempt, status, actor_seq, error, result, size, digest, refs, duration)
-            WHERE t.task_id = o.task_id AND t.status < 1 AND coalesce(o.status, $3[1]) <> 0
-                AND t.holder = $12 AND t.holder_incarnation = $13
+            WHERE t.task_id = o.task_id AND coalesce(o.status, $3[1]) <> 0
+                AND CASE WHEN t.status = 0 THEN t.holder = $12 AND t.holder_incarnation = $13 END
             $update$, v_part)
         USING o_task, o_attempt, o_status, o_actor_seq, o_error, o_result, o_size, o_digest, o_refs,
             o_duration, p_now, p_node, p_incarnation;
@@ -209,8 +210,8 @@ BEGIN
                 UPDATE regrow.task_log_%s t SET holder = h.node,
                     holder_incarnation = h.incarnation, attempt = h.attempt, given_at = NULL
                 FROM unnest($1, $2, $3, $4) AS h (task_id, attempt, node, incarnation)
-                WHERE t.task_id = h.task_id AND t.status < 1
-                    AND t.holder = $5 AND t.holder_incarnation = $6
+                WHERE t.task_id = h.task_id
+                    AND CASE WHEN t.status = 0 THEN t.holder = $5 AND t.holder_incarnation = $6 END
                 $update$, v_part)
             USING h_task, h_attempt, h_node, h_incarnation, p_node, p_incarnation;
             GET DIAGNOSTICS v_rows = ROW_COUNT;
@@ -248,7 +249,7 @@ BEGIN
                 SELECT t.part, t.job, x.object_id, t.task_id, x.size, x.digest, x.data, x.refs, $6
                 FROM unnest($1, $2, $3, $4, $5) AS x (object_id, size, digest, data, refs)
                 JOIN regrow.task_log_%1$s t ON t.task_id = substr(x.object_id, 1, 16)
-                WHERE t.status = 1
+                WHERE CASE WHEN t.status = 1 THEN true END
                 ON CONFLICT DO NOTHING
                 $insert$, v_part)
             USING x_object, x_size, x_digest, x_data, x_refs, v_now;
