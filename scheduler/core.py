@@ -138,8 +138,8 @@ class Core:
         self.self_id = (settings.node_id, settings.incarnation)
         self.now_ms = 0.0
         self.nodes: dict[int, NodeView] = {}
-        #: Nodes that died and have not come back, with their last incarnation. One that is in neither
-        #: may have joined just now.
+        #: Nodes that died and have not come back, with their last incarnation. One that is in
+        #: neither may have joined just now.
         self._dead: dict[int, int] = {}
         #: The newest incarnation that spoke.
         self._heard: dict[int, int] = {}

@@ -69,6 +69,8 @@ class Journal:
         #: Batches that were sent and are not committed yet, oldest first.
         self.in_flight: deque[OpenBatch] = deque()
         self.committed_number = 0
+        #: Client -> submissions that are logged, but come after some that are looked up.
+        self._deferred: dict[int, int] = {}
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -79,8 +81,7 @@ class Journal:
         batch.records += 1
         task.logged = True
         if client:
-            acks = batch.acks
-            acks[client] = acks.get(client, 0) + 1
+            self.acknowledge(client, 1)
 
     def has_ended(self, task_id: bytes) -> bool:
         """Whether the task's outcome is on its way to the log."""
@@ -88,8 +89,17 @@ class Journal:
 
     def acknowledge(self, client: int, count: int) -> None:
         """Submissions that need no record of their own are acknowledged with the open batch."""
-        acks = self.open.acks
+        acks = self._deferred if client in self._deferred else self.open.acks
         acks[client] = acks.get(client, 0) + count
+
+    def defer(self, client: int) -> None:
+        """Acknowledgements are counts, in the order of submission: while it is being looked up what
+        became of some, nothing is acknowledged."""
+        self._deferred.setdefault(client, 0)
+
+    def go_on(self, client: int) -> None:
+        """Nothing is looked up for the client any more."""
+        self.acknowledge(client, self._deferred.pop(client, 0))
 
     def outcome(self, outcome: Outcome) -> None:
         """A task ended; its row is updated, or made whole if it is in the open batch still."""

@@ -24,6 +24,7 @@ from regrow.ids import object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
+    ASYNC,
     OK,
     PENDING,
     SYSTEM_ERROR,
@@ -147,6 +148,8 @@ class TaskTable:
     def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
         self._lookup_number += 1
         self._lookups[self._lookup_number] = held
+        client = held[0][0]
+        self._core.journal.defer(client)
         entry = self._core.objects.entry
         for client, header, _ in held:
             self._looking_up[header.task_id] = self._lookup_number
@@ -182,6 +185,9 @@ class TaskTable:
                 if entry.waiters or entry.dependents or entry.readers:
                     core.objects.need_value(entry)
                 core.objects.free_unheld(entry)
+        client = held[0][0]
+        if not any(other[0][0] == client for other in self._lookups.values()):
+            core.journal.go_on(client)
 
     def _judge(
         self, header: TaskHeader, spec: Raw, client: int, state: TaskState, entries: list[Entry]
@@ -690,7 +696,9 @@ class TaskTable:
             )
         self._forget(task)
         # An actor that cannot recover is not waited for on its own node (docs/durability.md).
-        ungated = header.kind == ACTOR_CALL and task.submitter == core.node_id
+        ungated = bool(header.flags & ASYNC) or (
+            header.kind == ACTOR_CALL and task.submitter == core.node_id
+        )
         entries = core.objects.entries
         for index in range(max(1, header.num_returns)):
             oid = object_id(task_id, index)
