@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from regrow.chaos.sim_reads import SimReads, digests
 from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow
 from regrow.gcs import operations as ops
-from regrow.gcs.operations import Append, AppendResult, Operation, Result
+from regrow.gcs.operations import Append, Operation, Result
 from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
 from regrow.ids import driver_task_id
 from regrow.messages import OK, HeldTask
@@ -298,5 +298,3 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.ReadLineage: SimStore._read_lineage,
     ops.GrantRebuilds: SimStore._grant_rebuilds,
 }
-
-__all__ = ["CLUSTER_ID", "AppendResult", "SimStore"]
