@@ -99,7 +99,9 @@ class Journal:
 
     def go_on(self, client: int) -> None:
         """Nothing is looked up for the client any more."""
-        self.acknowledge(client, self._deferred.pop(client, 0))
+        count = self._deferred.pop(client, 0)
+        if count:
+            self.acknowledge(client, count)
 
     def outcome(self, outcome: Outcome) -> None:
         """A task ended; its row is updated, or made whole if it is in the open batch still."""
