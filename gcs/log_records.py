@@ -10,9 +10,9 @@ psycopg's own dumpers would cost several times as much.  Decides only how values
 
 The order of ``PARAMETERS`` is that of the SQL function.
 
-``python benchmarks/append.py``, 2 cores, CPU a row at 50 / 200 / 1,000 rows a batch: a spec with its
-outcome 2.4 / 1.5 / 1.3 us here and 8.8 / 5.7 / 5.0 us in Postgres; an outcome alone, of a spec that
-was logged before, 1.0 us and 8.5 us at 200. One record alone takes 0.39 ms, its commit included.
+``python benchmarks/append.py``, 2 cores, CPU a row at 50 / 200 / 1,000 rows a batch: a spec with
+its outcome 2.4 / 1.5 / 1.3 us here and 8.8 / 5.7 / 5.0 us in Postgres; an outcome alone, of a spec
+that was logged before, 1.0 us and 8.5 us at 200. One record alone takes 0.39 ms with its commit.
 """
 
 from __future__ import annotations
