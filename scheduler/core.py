@@ -733,8 +733,9 @@ class Core:
             self._node_of_job[job] = node_id
 
     def is_connected(self, client: int) -> bool:
-        """Whether the client is there, or is a driver that may come back."""
-        return client in self.pool.by_client or client in self.drivers
+        """Whether the client is there. (A driver that is not may have come back elsewhere.)"""
+        driver = self.drivers.get(client)
+        return client in self.pool.by_client or (driver is not None and not driver.gone)
 
     def warn_driver(self, job: int, text: str) -> None:
         """A line on the driver's standard error."""
