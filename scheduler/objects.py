@@ -355,10 +355,15 @@ class ObjectTable:
                 entry.sources.append(node_id)
             if value.data is None or value.refs or not self._is_plain_result(entry):
                 self._held_by(entry, node_id)
-            if entry.peers is not None:
-                entry.peers.pop(node_id, None)  # it has what it would be told; nobody holds it here
+            known = entry.value is not None
             self._core.tasks.remote_done(entry, value)
             self._settle(entry, value)
+            if entry.peers is not None and node_id in entry.peers:
+                # It knew, or has asked after it had forgotten. It is told, but nothing is held for
+                # it: two nodes that hold an object for each other would never let go.
+                if known and entry.value is not None:
+                    self._core.tell_peer(node_id, entry.value)
+                del entry.peers[node_id]
             self.free_unheld(entry)
 
     def locations(self, objects: Iterable[Whereabouts]) -> None:
