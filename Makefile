@@ -4,7 +4,7 @@
 #   make test    the whole suite
 #   make lint    ruff and import-linter          make types   mypy, strict
 #   make bench   the benchmark (beside Ray where Ray is installed)
-#   make sim     the simulator's seeds only
+#   make sim     10,000 seeds of the simulator
 #
 # Arguments for the program behind a target: make test ARGS="-k lease"
 
@@ -65,7 +65,7 @@ bench: venv
 	$(RUN) benchmarks/compare.py $(ARGS)
 
 sim: venv
-	$(RUN) -m pytest tests/sim $(ARGS)
+	$(RUN) -m regrow.chaos.simulation --seeds 10000 $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

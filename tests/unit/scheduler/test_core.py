@@ -1,0 +1,276 @@
+"""The node's core: lists of events, and the effects that must (or must not yet) follow."""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from regrow.gcs.operations import CONFLICT, FENCED
+from regrow.ids import driver_task_id, object_id, put_object_id
+from regrow.messages import (
+    OK,
+    TASK_ERROR,
+    Blocked,
+    Committed,
+    Create,
+    Created,
+    Done,
+    Drop,
+    HandOver,
+    Located,
+    LookUpTasks,
+    NodeDied,
+    Nodes,
+    PeerValues,
+    Put,
+    PutValue,
+    Read,
+    Release,
+    Return,
+    Run,
+    Submit,
+    TaskDone,
+    TaskState,
+    TaskStates,
+    Unblocked,
+    Value,
+    Values,
+    Watch,
+    encode,
+)
+from regrow.objectstore.layout import digest
+from regrow.scheduler import events
+from tests.unit.scheduler.harness import DRIVER, ROOT, Harness, first, view
+
+BIG = 100_000
+
+
+def running(cpus: int = 1, arena: int = 1 << 20) -> tuple[Harness, int]:
+    """A node with a driver and one worker, everything committed."""
+    node = Harness(cpus, arena)
+    node.driver()
+    node.core.pool.start(1)
+    worker = node.worker()
+    node.commit_all()
+    node.effects.clear()
+    return node, worker
+
+
+def test_a_task_that_finished_before_its_flush_is_one_record() -> None:
+    node, worker = running()
+    spec = node.spec()
+    node.submit(spec)
+    assert node.messages(worker, Run)
+    node.finish(worker, spec)
+    (batch,) = node.batches()
+    assert [record.header.task_id for record in batch.submitted] == [spec.task_id]
+    assert batch.submitted[0].outcome is not None
+    assert not batch.outcomes
+
+
+def test_a_driver_sees_a_result_only_after_its_commit() -> None:
+    node, worker = running()
+    spec = node.spec()
+    node.submit(spec)
+    node.finish(worker, spec)
+    assert node.values(DRIVER) == []
+    node.commit()
+    assert node.values(DRIVER) == [first(spec)]
+
+
+def test_an_async_driver_does_not_wait_for_the_commit() -> None:
+    node = Harness()
+    node.driver(durability="async")
+    spec = node.spec()
+    node.submit(spec)
+    worker = node.worker()
+    node.finish(worker, spec)
+    assert node.values(DRIVER) == [first(spec)]
+    assert not any(batch.submitted for batch in node.batches())
+
+
+def test_a_worker_is_told_at_once() -> None:
+    node, worker = running(cpus=2)
+    outer, inner = node.spec(), node.spec()
+    node.submit(outer)
+    node.client(worker, Submit([Raw(encode(inner))]))
+    other = node.worker()
+    node.finish(other, inner)
+    assert first(inner) in node.values(worker)
+
+
+def test_a_specification_alone_is_flushed_when_its_time_has_come() -> None:
+    node, _ = running()
+    node.submit(node.spec(), node.spec())
+    assert node.of(events.ArmFlush)
+    assert not node.batches()
+    node.say(events.FlushDue())
+    assert len(node.batches()) == 1
+    node.commit()
+    assert [message.count for message in node.messages(DRIVER, Committed)] == [2]
+
+
+def test_a_task_is_handed_over_after_the_log_names_its_new_holder() -> None:
+    node, _ = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2, total={"GPU": 10_000})])))
+    spec = node.spec(resources={"GPU": 10_000})
+    node.submit(spec)
+    assert not node.of(events.ToPeer)
+    (batch,) = node.batches()
+    assert batch.submitted[0].holder == (2, 1)
+    node.commit()
+    (sent,) = node.of(events.ToPeer)
+    assert sent.node_id == 2
+    assert isinstance(sent.message, HandOver)
+
+
+def test_a_task_is_not_handed_to_the_next_incarnation() -> None:
+    node, _ = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2, total={"GPU": 10_000})])))
+    node.submit(node.spec(resources={"GPU": 10_000}))
+    node.say(events.StoreSaid(NodeDied(2, 1, "gone")))
+    node.say(events.StoreSaid(Nodes([view(1), view(2, 2, total={"GPU": 10_000})])))
+    node.commit_all()
+    assert not [e for e in node.of(events.ToPeer) if isinstance(e.message, HandOver)]
+
+
+def test_an_answer_that_the_incarnation_is_over_ends_it() -> None:
+    for verdict in (FENCED, CONFLICT):
+        node, worker = running()
+        spec = node.spec()
+        node.submit(spec)
+        node.finish(worker, spec)
+        (ended,) = node.say(events.Appended(node.core.journal.in_flight[0].number, verdict, "why"))
+        assert isinstance(ended, events.Restart)
+        assert node.say(events.FlushDue()) == []
+        assert node.values(DRIVER) == []
+
+
+def test_submissions_are_acknowledged_in_their_order() -> None:
+    """What is looked up is acknowledged after the answer; what came later must not be before it."""
+    node, _ = running()
+    spec = node.spec()
+    node.submit(spec, resent=True)
+    put = PutValue(put_object_id(node.ids.next_id()), driver_task_id(ROOT), 1, digest(b"p"), b"p")
+    node.client(DRIVER, Put([put]))
+    node.commit_all()
+    assert node.messages(DRIVER, Committed) == []
+    (asked,) = [
+        e.message for e in node.of(events.ToControlStore) if isinstance(e.message, LookUpTasks)
+    ]
+    node.say(events.StoreSaid(TaskStates(asked.number, [TaskState(spec.task_id, False)])))
+    node.commit_all()
+    assert sum(message.count for message in node.messages(DRIVER, Committed)) == 2
+    assert any(
+        record.header.task_id == spec.task_id for b in node.batches() for record in b.submitted
+    )
+
+
+def test_what_ends_while_it_is_looked_up_is_not_started_again() -> None:
+    node, worker = running()
+    spec = node.spec()
+    node.submit(spec)
+    node.submit(spec, resent=True)
+    node.commit_all()
+    node.finish(worker, spec)
+    node.effects.clear()
+    node.say(events.StoreSaid(TaskStates(1, [TaskState(spec.task_id, True, holder=1)])))
+    assert not node.messages(worker, Run)
+    assert spec.task_id not in node.core.tasks.tasks
+
+
+def test_a_long_chain_fails_with_its_first_task() -> None:
+    """No recursion: each task fails because its argument did."""
+    node, worker = running()
+    specs = [node.spec()]
+    for _ in range(5_000):
+        specs.append(node.spec(deps=[first(specs[-1])]))
+    node.submit(*specs)
+    node.finish(worker, specs[0], b"error", TASK_ERROR)
+    assert not node.core.tasks.tasks
+    node.commit_all()
+    assert node.values(DRIVER)[-1] == first(specs[-1])
+
+
+def large_result(node: Harness, worker: int, max_retries: int = 3) -> bytes:
+    """Runs a task whose result lies in the arena; its object id."""
+    spec = node.spec(max_retries=max_retries)
+    node.submit(spec)
+    oid = first(spec)
+    node.client(worker, Create(oid, 1, BIG))
+    node.write_spills()
+    assert node.messages(worker, Created)[-1].location is not None
+    returned = Return(BIG, digest(b"bytes"), None)
+    node.client(worker, Done([TaskDone(spec.task_id, 1, OK, [returned], 1000)]))
+    return oid
+
+
+def test_a_large_result_that_cannot_be_made_again_is_stored_before_it_is_released() -> None:
+    node, worker = running()
+    oid = large_result(node, worker, max_retries=0)
+    (store,) = node.of(events.StoreBytes)
+    assert not any(b.outcomes or (b.submitted and b.submitted[0].outcome) for b in node.batches())
+    node.say(events.Stored(oid, "storage/x"))
+    node.commit_all()
+    assert node.values(DRIVER) == [oid]
+    assert store.key == (oid, 1)
+    assert any(stored == (oid, "storage/x") for b in node.batches() for stored in b.stored)
+
+
+def test_a_copy_that_is_brought_back_is_pinned_once_for_each_reader() -> None:
+    node, worker = running(arena=512 * 1024)
+    oid = large_result(node, worker)
+    node.commit_all()
+    others = [large_result(node, worker) for _ in range(6)]
+    node.write_spills()
+    node.commit_all()
+    key = (oid, 1)
+    node.client(DRIVER, Drop(others))
+    node.client(DRIVER, Read([oid]))
+    node.client(worker, Read([oid]))
+    assert node.of(events.RestoreBytes)
+    node.say(events.Restored(key, ok=True))
+    for client in (DRIVER, worker):
+        assert [m.locations[0].object_id for m in node.messages(client, Located)] == [oid]
+        node.client(client, Release([key]))
+    node.client(DRIVER, Drop([oid]))
+    assert node.core.transport.store.lookup(key) is None
+
+
+def test_a_task_that_waits_gives_its_cpu_back() -> None:
+    node, worker = running()
+    outer, inner = node.spec(), node.spec()
+    node.submit(outer)
+    node.client(worker, Submit([Raw(encode(inner))]))
+    assert node.core.ledger.available["CPU"] == 0
+    node.client(worker, Blocked(outer.task_id))
+    other = node.worker()
+    assert node.messages(other, Run)
+    node.finish(other, inner)
+    node.client(worker, Unblocked(outer.task_id))
+    node.finish(worker, outer)
+    assert node.core.ledger.available == node.core.ledger.total
+
+
+def test_a_worker_that_dies_costs_an_attempt_until_none_is_left() -> None:
+    node, worker = running()
+    spec = node.spec(max_retries=0)
+    node.submit(spec)
+    node.say(events.ClientGone(worker))
+    node.commit_all()
+    (told,) = [v for m in node.messages(DRIVER, Values) for v in m.values]
+    assert (told.object_id, told.status) == (first(spec), 3)
+
+
+def test_a_peer_that_asks_for_what_it_told_of_is_answered() -> None:
+    node, _ = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2, total={"GPU": 10_000})])))
+    spec = node.spec(resources={"GPU": 10_000})
+    node.submit(spec)
+    node.commit_all()
+    oid = object_id(spec.task_id, 0)
+    node.say(events.PeerSaid(2, Watch([oid]), 1))
+    node.effects.clear()
+    value = Value(oid, OK, 1, b"x", digest(b"x"))
+    node.say(events.PeerSaid(2, PeerValues([value]), 1))
+    node.commit_all()
+    assert [e.message for e in node.of(events.ToPeer) if isinstance(e.message, PeerValues)]
