@@ -200,23 +200,21 @@ def test_a_silent_node_is_fenced_by_its_lease_and_returns_as_another_incarnation
     with two_workers() as (cluster, first, _):
         refs = [block.remote(i) for i in range(8)]
         ray.wait(refs, num_returns=8, timeout=60, fetch_local=False)
+
+        def alive() -> list[int]:
+            query = "SELECT incarnation FROM regrow.nodes WHERE node_id = %s AND alive"
+            return [row[0] for row in rows(cluster, query, first.node_id)]
+
         stopped = time.monotonic()
         os.killpg(first.pid, signal.SIGSTOP)
         try:
+            wait_until(lambda: not alive(), "the silent node is fenced")
+            assert time.monotonic() - stopped >= 2, "only the lease can have told"
             values = ray.get(refs, timeout=60)
             assert [int(value[0]) for value in values] == list(range(8))
         finally:
             os.killpg(first.pid, signal.SIGCONT)
-        assert time.monotonic() - stopped >= 2, "only the lease can have told"
-
-        def alive() -> list[Any]:
-            return rows(
-                cluster,
-                "SELECT incarnation FROM regrow.nodes WHERE node_id = %s AND alive",
-                first.node_id,
-            )
-
-        wait_until(lambda: alive() and alive()[0][0] > 1, "the node registers anew")
+        wait_until(lambda: alive() and alive()[0] > 1, "the node registers anew")
 
 
 def test_a_starved_node_is_not_declared_dead() -> None:

@@ -21,6 +21,13 @@ from tests.store.worlds import Cluster, PostgresWorld, SimWorld, World
 _schema_numbers = itertools.count(1)
 
 
+@pytest.fixture(autouse=True)
+def usual_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tests of clusters keep their temporary files is closed to the server's user."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path, system_state: Path) -> Iterator[Path]:
     """A directory for one embedded server, which is stopped and deleted after the test."""

@@ -164,6 +164,14 @@ def test_a_supported_python_was_found() -> None:
     assert FOUND, f"none of {', '.join(PYTHONS)} runs and can make virtual environments"
 
 
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose contents are too large to be kept for the next runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "interpreter", [path for _, path in FOUND], ids=[name for name, _ in FOUND]
