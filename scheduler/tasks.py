@@ -694,6 +694,10 @@ class TaskTable:
             core.journal.outcome(
                 Outcome(task_id, task.attempt, status, returns, duration_us, actor_seq, error)
             )
+        # A result may hold what only the task's arguments held until now.
+        inner = [ref for returned in returns for ref in returned.refs]
+        for ref in inner:
+            core.objects.entry(ref).pins += 1
         self._forget(task)
         # An actor that cannot recover is not waited for on its own node (docs/durability.md).
         ungated = bool(header.flags & ASYNC) or (
@@ -719,6 +723,8 @@ class TaskTable:
                 r = returns[0]
                 value = Value(oid, status, r.size, r.data, r.digest, r.refs)
             core.objects.set_value(entry, value, ungated)
+        if inner:
+            core.objects.unpin(inner)
         if header.kind == ACTOR_CREATION and not task.rebuild:
             core.actors.creation_ended(task, status, returns)
 
