@@ -171,7 +171,6 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "interpreter", [path for _, path in FOUND], ids=[name for name, _ in FOUND]
