@@ -442,6 +442,9 @@ class ObjectTable:
         for entry in list(self.entries.values()):
             if entry.locating:
                 self._core.locate(entry.object_id)
+            elif entry.maker and entry.value is None and entry.task is None:
+                # The maker may not have been told that we wait.
+                self._core.send_peer(entry.maker, Watch([entry.object_id]))
 
     def _locate(self, entry: Entry, gone: list[tuple[bytes, int]] | None = None) -> None:
         entry.locating = True

@@ -186,6 +186,8 @@ class PeerNetwork:
         self._early: dict[int, list[PeerMessage]] = {}
         #: The newest incarnations that are known to be dead.
         self._dead: dict[int, int] = {}
+        #: The newest incarnations that called.
+        self._heard: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -198,7 +200,12 @@ class PeerNetwork:
 
     def update(self, views: list[NodeView]) -> None:
         """The cluster as the control store tells: links to what is gone end."""
-        self._views = {view.node_id: view for view in views if view.alive}
+        heard = self._heard
+        self._views = {
+            view.node_id: view
+            for view in views
+            if view.alive and view.incarnation >= heard.get(view.node_id, 0)
+        }
         for node_id, link in list(self._links.items()):
             view = self._views.get(node_id)
             if view is None or view.incarnation != link.view.incarnation:
@@ -206,7 +213,8 @@ class PeerNetwork:
         for view in views:
             if not view.alive:
                 self._dead[view.node_id] = view.incarnation
-                self._early.pop(view.node_id, None)
+                if self._is_gone(view.node_id):
+                    self._early.pop(view.node_id, None)
         for node_id in [node_id for node_id in self._early if node_id in self._views]:
             for message in self._early.pop(node_id):
                 self.send(node_id, message)
@@ -220,6 +228,23 @@ class PeerNetwork:
         if link is not None and link.view.incarnation == incarnation:
             self._end(node_id)
 
+    def _is_gone(self, node_id: int) -> bool:
+        """Whether the node is dead and has not come back."""
+        return self._dead.get(node_id, 0) >= max(1, self._heard.get(node_id, 0))
+
+    def _hear(self, node_id: int, incarnation: int) -> None:
+        """Who calls may have come back before the control store tells of it: what goes to the node
+        waits until then, and does not go to the incarnation before."""
+        if incarnation <= self._heard.get(node_id, 0):
+            return
+        self._heard[node_id] = incarnation
+        view = self._views.get(node_id)
+        if view is not None and view.incarnation < incarnation:
+            del self._views[node_id]
+        link = self._links.get(node_id)
+        if link is not None and link.view.incarnation < incarnation:
+            self._end(node_id)
+
     def view(self, node_id: int) -> NodeView | None:
         return self._views.get(node_id)
 
@@ -229,7 +254,7 @@ class PeerNetwork:
         if link is None:
             view = self._views.get(node_id)
             if view is None:
-                if node_id not in self._dead:
+                if not self._is_gone(node_id):
                     self._early.setdefault(node_id, []).append(message)
                 return
             link = self._links[node_id] = Link(view, self._credentials)
@@ -298,8 +323,7 @@ class PeerNetwork:
                     number = int.from_bytes(body[:8], "little")
                     if number > self._received.get(caller, 0):
                         self._received[caller] = number
-                        if self._dead.get(hello.node_id, hello.incarnation) < hello.incarnation:
-                            del self._dead[hello.node_id]  # it has come back
+                        self._hear(*caller)
                         message = peer_decoder.decode(memoryview(body)[8:])
                         self._on_event(PeerSaid(hello.node_id, message, hello.incarnation))
                 number = self._received.get(caller, 0)

@@ -78,6 +78,7 @@ class NodeShell:
         self._peers: dict[int, tuple[NodeView, Pipe]] = {}
         self._early: dict[int, list[PeerMessage]] = {}
         self._dead: dict[int, int] = {}
+        self._heard: dict[int, int] = {}
         self._fetches = 0
         self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
         self._askers: dict[int, Callable[[bytes | None], None]] = {}
@@ -384,7 +385,12 @@ class NodeShell:
     # --- peers ------------------------------------------------------------------------------------
 
     def _update_views(self, views: list[NodeView]) -> None:
-        self.views = {view.node_id: view for view in views if view.alive}
+        heard = self._heard
+        self.views = {
+            view.node_id: view
+            for view in views
+            if view.alive and view.incarnation >= heard.get(view.node_id, 0)
+        }
         for node_id, (view, _) in list(self._peers.items()):
             now = self.views.get(node_id)
             if now is None or now.incarnation != view.incarnation:
@@ -392,7 +398,8 @@ class NodeShell:
         for view in views:
             if not view.alive:
                 self._dead[view.node_id] = view.incarnation
-                self._early.pop(view.node_id, None)
+                if self._is_gone(view.node_id):
+                    self._early.pop(view.node_id, None)
         for node_id in [node_id for node_id in self._early if node_id in self.views]:
             for message in self._early.pop(node_id):
                 self._to_peer(node_id, message)
@@ -409,7 +416,7 @@ class NodeShell:
         if link is None:
             view = self.views.get(node_id)
             if view is None:
-                if node_id not in self._dead:
+                if not self._is_gone(node_id):
                     self._early.setdefault(node_id, []).append(message)
                 return
             link = self._peers[node_id] = view, Pipe(self.world, self.cluster.latency)
@@ -438,9 +445,22 @@ class NodeShell:
         if link is not None and link[0].incarnation == incarnation:
             self._dial(self.life, link[0])
 
+    def _is_gone(self, node_id: int) -> bool:
+        return self._dead.get(node_id, 0) >= max(1, self._heard.get(node_id, 0))
+
+    def _hear(self, node_id: int, incarnation: int) -> None:
+        if incarnation <= self._heard.get(node_id, 0):
+            return
+        self._heard[node_id] = incarnation
+        view = self.views.get(node_id)
+        if view is not None and view.incarnation < incarnation:
+            del self.views[node_id]
+        link = self._peers.get(node_id)
+        if link is not None and link[0].incarnation < incarnation:
+            self._end_link(node_id, link[0].incarnation)
+
     def peer_said(self, node_id: int, incarnation: int, message: PeerMessage) -> None:
-        if self._dead.get(node_id, incarnation) < incarnation:
-            del self._dead[node_id]
+        self._hear(node_id, incarnation)
         self.handle(events.PeerSaid(node_id, message, incarnation))
 
     # --- clients ----------------------------------------------------------------------------------
