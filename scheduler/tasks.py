@@ -279,8 +279,14 @@ class TaskTable:
             if node_id not in entry.sources:
                 entry.sources.append(node_id)
         self._core.note_job(header.job, handed.submitter)
-        self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
-        objects = self._core.objects
+        core, objects = self._core, self._core.objects
+        task = self.tasks.get(header.task_id)
+        if core.journal.has_ended(header.task_id) or (task is not None and task.state != REMOTE):
+            # A driver that went from there to here submitted it here too.
+            if handed.submitter != core.node_id and not core.is_dead(handed.submitter):
+                objects.watch(handed.submitter, returns_of(header))
+        else:
+            self.hold(HeldTask(handed.spec, handed.attempt, handed.submitter), header)
         for oid in [value.object_id for value in handed.values] + [
             oid for oid, _ in handed.sources
         ]:
