@@ -604,9 +604,9 @@ class Core:
         """It may be a new leader, which knows only what it is told."""
         report = self.transport.report(everything=True)
         if report is not None:
-            self.send_store(report)
+            self.send_store_held(report)
         for here in self.actors.report():
-            self.send_store(here)
+            self.send_store_held(here)
         self.objects.locate_all()
         self.tasks.look_up_again()
         self.tasks.ask_functions_again()

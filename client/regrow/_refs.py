@@ -51,7 +51,7 @@ class ObjectRef(_Argument, Generic[T_co]):  # type: ignore[misc]  # its base is 
     """A reference to an object that exists or will. Hashable, picklable, awaitable."""
 
     __slots__ = (
-        "__weakref__", "_data", "_died", "_flags", "_id", "_status", "_table", "_view", "_waiters",
+        "__weakref__", "_data", "_flags", "_id", "_status", "_table", "_view", "_waiters",
     )  # fmt: skip
 
     _id: bytes
@@ -62,7 +62,6 @@ class ObjectRef(_Argument, Generic[T_co]):  # type: ignore[misc]  # its base is 
     def __init__(self, object_id: bytes, table: RefTable, flags: int) -> None:
         self._id = object_id
         self._table = table
-        self._died = table.died
         self._flags = flags
         self._status = PENDING
         self._data = None
@@ -115,9 +114,16 @@ class ObjectRef(_Argument, Generic[T_co]):  # type: ignore[misc]  # its base is 
             self._table.keep(self)
         return ref_from_id, (self._id,)
 
-    def __del__(self) -> None:
-        # Runs anywhere, also inside a garbage collection under the table's own lock.
-        self._died(self._id)
+
+class _Weak(weakref.ref[ObjectRef[Any]]):
+    """Tells the table when its reference has died.
+
+    Not ``__del__``: while that runs, another thread could still get at the reference through the
+    table, and it would never be told of its death again."""
+
+    __slots__ = ("object_id",)
+
+    object_id: bytes
 
 
 class Waiter:
@@ -158,8 +164,9 @@ class RefTable:
     def __init__(self, on_news: Callable[[], None]) -> None:
         # Reentrant: a finalizer that a garbage collection runs in here may use references too.
         self.lock = threading.RLock()
-        self._refs: dict[bytes, weakref.ref[ObjectRef[Any]]] = {}
+        self._refs: dict[bytes, _Weak] = {}
         self._dead: deque[bytes] = deque()
+        self._told_of_death = self._died
         self._on_news = on_news
         self._borrowed: list[bytes] = []
         self._subscribing: list[bytes] = []
@@ -169,16 +176,22 @@ class RefTable:
         #: Makes futures of references (set by the client).
         self.future: Callable[[ObjectRef[Any]], concurrent.futures.Future[Any]]
 
-    def died(self, object_id: bytes) -> None:
-        self._dead.append(object_id)
+    def _died(self, weak: weakref.ref[ObjectRef[Any]]) -> None:
+        """Runs anywhere, also inside a garbage collection under the table's own lock."""
+        assert isinstance(weak, _Weak)
+        self._dead.append(weak.object_id)
         self._on_news()
+
+    def _remember(self, ref: ObjectRef[Any]) -> None:
+        weak = self._refs[ref._id] = _Weak(ref, self._told_of_death)
+        weak.object_id = ref._id
 
     # --- making references ------------------------------------------------------------------------
 
     def fresh(self, object_id: bytes) -> ObjectRef[Any]:
         """The reference of a new id of our own submission."""
         ref: ObjectRef[Any] = ObjectRef(object_id, self, _TOLD)
-        self._refs[object_id] = weakref.ref(ref)
+        self._remember(ref)
         return ref
 
     def own(self, object_id: bytes) -> ObjectRef[Any]:
@@ -196,7 +209,7 @@ class RefTable:
             ref = self._living(object_id)
             if ref is None:
                 ref = ObjectRef(object_id, self, 0)
-                self._refs[object_id] = weakref.ref(ref)
+                self._remember(ref)
                 self._borrowed.append(object_id)
                 if self._failure is not None:
                     self._settle(ref, SYSTEM_ERROR, encode(self._failure))

@@ -364,7 +364,6 @@ def test_whatever_a_task_raises_is_an_error_of_that_task(running: Cluster, kind:
     assert "raiser" in str(caught.value)
     assert len(str(caught.value)) < 1 << 20
 
-    @ray.remote
     class Holder:
         def run(self, kind: str) -> None:
             raiser(kind)
@@ -372,7 +371,7 @@ def test_whatever_a_task_raises_is_an_error_of_that_task(running: Cluster, kind:
         def alive(self) -> bool:
             return True
 
-    holder = Holder.remote()  # type: ignore[attr-defined]
+    holder = ray.remote(Holder).remote()
     with pytest.raises(RayTaskError):
         ray.get(holder.run.remote(kind), timeout=30)
     assert ray.get(holder.alive.remote(), timeout=30)
@@ -431,12 +430,11 @@ def test_a_worker_that_left_a_child_behind_is_dead_all_the_same(
 
 
 def test_an_actor_that_closes_its_descriptors_is_dead(running: Cluster) -> None:
-    @ray.remote
     class Careless:
         def close(self) -> None:
             os.closerange(3, 4096)
 
-    careless = Careless.remote()  # type: ignore[attr-defined]
+    careless = ray.remote(Careless).remote()
     with pytest.raises(ActorDiedError):
         ray.get(careless.close.remote(), timeout=30)
     assert works()
