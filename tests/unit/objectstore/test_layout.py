@@ -122,3 +122,24 @@ def test_the_blocks_of_the_copy_join_without_a_seam(extra: int, blocks: int) -> 
 def test_a_destination_too_small_is_a_programming_error() -> None:
     with pytest.raises(AssertionError, match="too small"):
         packed(b"abc", []).write_into(memoryview(bytearray(3)))
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, 4093])
+@pytest.mark.parametrize("threads", [True, False])
+def test_large_buffers_are_copied_and_digested_whole(
+    extra: int, threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    if not threads:
+        monkeypatch.setattr(layout.ThreadPoolExecutor, "submit", no_thread)
+    size = 16 * 1024 * 1024 + extra
+    array = np.random.default_rng(extra + 1).integers(0, 256, size, np.uint8)
+    packed_parts = layout.pack(b"pickle", [array.data, memoryview(b"small"), array.data])
+    memory = bytearray(packed_parts.size)
+    digest = packed_parts.write_into(memoryview(memory))
+    assert digest == layout.digest(memory)
+    _, views = layout.unpack(memory)
+    assert [view == array.data for view in views] == [True, False, True]
+    assert bytes(views[1]) == b"small"
