@@ -10,11 +10,11 @@ an object is: xxh3-128 of exactly that run. It must not know where the run is st
 
 Integers are little-endian. The run begins at a multiple of 64 in memory, so every buffer does too.
 
-Copying a 100 MB numpy array into a warm arena (2 cores, best of 9): 7.1 GB/s without a digest; xxh3
-alone 19 GB/s; copy and digest by blocks of 64-256 KiB 6.0, of 1 MiB 5.5, of 2 MiB 5.1 GB/s. Blocks
-of 64 KiB stay under the size from which xxhash gives up the interpreter lock: giving it up for every
-block could cost a switch interval (5 ms) each time beside a busy thread. Pages never touched before:
-1.6 GB/s.
+Copying a 100 MB numpy array into a warm arena (2 cores, best of 9): 7.1 GB/s without a digest;
+xxh3 alone 19 GB/s; copy and digest by blocks of 64-256 KiB 6.0, of 1 MiB 5.5, of 2 MiB 5.1 GB/s.
+Blocks of 64 KiB stay under the size from which xxhash gives up the interpreter lock: giving it up
+for every block could cost a switch interval (5 ms) each time beside a busy thread. Pages never
+touched before: 1.6 GB/s.
 
 Large buffers use a second core: a thread digests the buffer, then helps with what is left of the
 copy. 9.7 GB/s where blocks give 5.7 (800 MB: 11.5); with one core taken by another process 6.4 to
