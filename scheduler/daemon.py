@@ -80,7 +80,7 @@ class Daemon:
         signal."""
         options = self._options
         arena = Arena.create(options.object_store_memory)
-        listening = _bound_socket(options.host)
+        listening = _listening_socket(options.host)
         log = LogWriter(self._cluster["postgres_url"], self.on_event)
         self._log = log
         clients = ClientServer(self._token, self.on_event)
@@ -328,10 +328,12 @@ def _with_identity(view: NodeView, self_id: tuple[int, int], socket_path: str) -
     )  # fmt: skip
 
 
-def _bound_socket(host: str) -> socket.socket:
+def _listening_socket(host: str) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, 0))
+    # Before anyone is told of the port: where nobody listens, a node is taken for dead.
+    sock.listen(128)
     return sock
 
 

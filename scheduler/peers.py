@@ -87,6 +87,9 @@ async def dial(view: NodeView, credentials: Credentials, purpose: str) -> socket
         if not credentials.accepts("answers", answer):
             raise ConnectionRefusedError("the peer does not know the cluster's token")
         assert isinstance(answer, PeerHello)
+        if answer.node_id in (0, view.node_id) and answer.incarnation < view.incarnation:
+            # The control store told us of its registration before it told the node itself.
+            raise ConnectionError("the peer does not know yet that it is registered")
         if (answer.node_id, answer.incarnation) != (view.node_id, view.incarnation):
             raise ConnectionRefusedError("another incarnation answers there")
     except TimeoutError as error:
@@ -192,9 +195,8 @@ class PeerNetwork:
         self._socket: socket.socket | None = None
 
     def listen(self, sock: socket.socket) -> None:
-        """Serves a socket that is bound already."""
+        """Serves a socket that listens already."""
         sock.setblocking(False)
-        sock.listen(128)
         self._socket = sock
         self._spawn(self._accept(sock))
 
