@@ -184,8 +184,9 @@ class SimReads(SimLog):
                 error = _creation_error(creation)
             state = "dead" if error else "pending"
         return ActorRow(
-            True, actor_id, state, *entry.node, entry.name, entry.job, entry.function_id, error
-        )
+            True, actor_id, state, *entry.node, entry.name, entry.job, entry.function_id, error,
+            entry.methods,
+        )  # fmt: skip
 
 
 def digests(row: TaskRow) -> list[bytes]:

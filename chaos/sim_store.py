@@ -220,10 +220,12 @@ class SimStore(SimReads):
         actor = self.actors.get(op.actor_id)
         job = self.jobs.get(op.job)
         if free and actor is not None and not actor.name and actor.state != "dead":
-            named = replace(actor, name=op.name, namespace=op.namespace)
+            named = replace(actor, name=op.name, namespace=op.namespace, methods=op.methods)
             self.actors.put(op.actor_id, named)
         elif free and actor is None and job is not None and job.status == "running":
-            new = ActorEntry(op.job, "pending", op.name, op.namespace, op.function_id)
+            new = ActorEntry(
+                op.job, "pending", op.name, op.namespace, op.function_id, methods=op.methods
+            )
             self.actors.put(op.actor_id, new)
         return self.actor_named(op.name, op.namespace)
 

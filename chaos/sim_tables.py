@@ -67,6 +67,7 @@ class ActorEntry(_Row, frozen=True):
     error: SystemFailure | None = None
     #: Which operation buried it, with its node.
     died: int = 0
+    methods: bytes = b""
 
 
 class RebuildRow(_Row, frozen=True):

@@ -16,7 +16,9 @@ from regrow.messages import (
     ActorHere,
     FindActor,
     NameActor,
+    NamedActor,
     SystemFailure,
+    encode,
 )
 from regrow.messages import Reply as Answer
 
@@ -30,7 +32,7 @@ _Asker = tuple[int, int]
 
 class _Actor:
     __slots__ = (
-        "error", "function_id", "job", "node",
+        "error", "job", "node",
         "reading", "retry_at", "tries", "waiters", "watchers",
     )  # fmt: skip
 
@@ -40,7 +42,6 @@ class _Actor:
         #: Why it is dead.
         self.error: SystemFailure | None = None
         self.job = 0
-        self.function_id = b""
         #: Those who asked and have no answer yet: (asker, number).
         self.waiters: list[tuple[_Asker, int]] = []
         #: Nodes that were told where it is, and are told of its death.
@@ -81,7 +82,7 @@ class Actors:
     def name(self, node: Node, message: NameActor) -> None:
         operation = ReserveActorName(
             self._context.epoch, message.actor_id, message.name, message.namespace,
-            message.job, message.function_id,
+            message.job, message.function_id, message.methods,
         )  # fmt: skip
         self._context.execute(operation, _Naming(node.key, message.number))
 
@@ -111,15 +112,15 @@ class Actors:
         row: ActorRow = reply.result
         operation: ReadActor = reply.operation
         if row.found:
-            self._learn(row)
-            self._wait(row.actor_id, then.asker, then.number)
+            body = encode(NamedActor(row.actor_id, row.function_id, row.methods))
+            self._context.send(self._conn(then.asker), Answer(then.number, body))
             return
         text = (
             f"no actor has the name {operation.name!r} in namespace {operation.namespace!r}; "
             "it was never created, or it died"
         )
         error = SystemFailure("actor_not_found", text)
-        self._context.send(self._conn(then.asker), ActorAt(then.number, b"", 0, False, error=error))
+        self._context.send(self._conn(then.asker), Answer(then.number, b"", error))
 
     def _wait(self, actor_id: bytes, asker: _Asker, number: int) -> None:
         """Answers at once what is known, else when it is."""
@@ -149,7 +150,7 @@ class Actors:
     def _learn(self, row: ActorRow) -> None:
         """What Postgres says, where no node has said more."""
         actor = self._actors.setdefault(row.actor_id, _Actor())
-        actor.job, actor.function_id = row.job or actor.job, row.function_id or actor.function_id
+        actor.job = row.job or actor.job
         if actor.node is None and actor.error is None:
             if row.state == "alive" and self._members.is_alive(row.node_id, row.incarnation):
                 actor.node = row.node_id, row.incarnation
@@ -172,7 +173,7 @@ class Actors:
     def _at(self, number: int, actor_id: bytes, actor: _Actor) -> ActorAt:
         node_id = actor.node[0] if actor.node else 0
         alive = actor.error is None
-        return ActorAt(number, actor_id, node_id, alive, actor.function_id, actor.error)
+        return ActorAt(number, actor_id, node_id, alive, actor.error)
 
     # news
 

@@ -316,6 +316,7 @@ class ReserveActorName(_Value, frozen=True):
     namespace: str
     job: int
     function_id: bytes
+    methods: bytes = b""
 
 
 class ReadActor(_Value, frozen=True):
@@ -339,6 +340,7 @@ class ActorRow(_Value, frozen=True):
     job: int = 0
     function_id: bytes = b""
     error: SystemFailure | None = None
+    methods: bytes = b""
 
 
 class ReadFunctions(_Value, frozen=True):

@@ -123,7 +123,8 @@ def _functions(connection: Connection, ids: list[bytes]) -> list[FunctionDef]:
 # --- actors ---------------------------------------------------------------------------------------
 
 _ACTOR_COLUMNS = """
-SELECT a.actor_id, a.state, a.node_id, a.incarnation, a.name, a.job, a.function_id, a.error
+SELECT a.actor_id, a.state, a.node_id, a.incarnation, a.name, a.job, a.function_id, a.error,
+    a.methods
 FROM regrow.actors a
 """
 _ACTOR_BY_ID = f"{_ACTOR_COLUMNS} WHERE a.actor_id = :actor_id"
@@ -137,13 +138,13 @@ WHERE task_id = ANY (CAST(:ids AS bytea[])) AND kind = 1
 """
 #: Only a running job's actors hold names. Conflicts are of the id, or of the name.
 _NEW_ACTOR = """
-INSERT INTO regrow.actors (actor_id, job, state, name, namespace, function_id)
-SELECT :actor_id, job, 'pending', :name, :namespace, :function_id
+INSERT INTO regrow.actors (actor_id, job, state, name, namespace, function_id, methods)
+SELECT :actor_id, job, 'pending', :name, :namespace, :function_id, :methods
 FROM regrow.jobs WHERE job = :job AND status = 'running'
 ON CONFLICT DO NOTHING
 """
 _NAME_ACTOR = """
-UPDATE regrow.actors SET name = :name, namespace = :namespace
+UPDATE regrow.actors SET name = :name, namespace = :namespace, methods = :methods
 WHERE actor_id = :actor_id AND name IS NULL AND state <> 'dead' AND NOT EXISTS (
     SELECT FROM regrow.actors o
     WHERE o.namespace = :namespace AND o.name = :name AND o.state <> 'dead')
@@ -160,8 +161,9 @@ def reserve_actor_name(connection: Connection, op: ReserveActorName) -> ActorRow
         actor_id=op.actor_id,
         job=op.job,
         function_id=op.function_id,
+        methods=op.methods,
     )
-    run(connection, _NAME_ACTOR, **names, actor_id=op.actor_id)
+    run(connection, _NAME_ACTOR, **names, actor_id=op.actor_id, methods=op.methods)
     rows = run(connection, _ACTOR_BY_NAME, **names)
     return _actor(connection, rows[0]) if rows else ActorRow(False)
 
@@ -205,6 +207,7 @@ def _actor(connection: Connection, row: Row) -> ActorRow:
         row.job,
         row.function_id or b"",
         error,
+        row.methods or b"",
     )
 
 

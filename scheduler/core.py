@@ -65,7 +65,6 @@ from regrow.messages import (
     Resources,
     Returned,
     Seal,
-    Started,
     Stop,
     Submit,
     Subscribe,
@@ -281,8 +280,6 @@ class Core:
                 self.questions.ask(client, message)
             case Bye():
                 self._bye(client, message)
-            case Started():
-                self._with_worker(client, self._progressed)
             case Hello():
                 self.emit(events.CloseClient(client))  # once is enough
             case _:
@@ -364,7 +361,6 @@ class Core:
                 self._job_closed(message.job)
             case ActorAt():
                 self.actors.located(message)
-                self.questions.actor_at(message)
             case Reply():
                 self.questions.replied(message)
             case Functions():

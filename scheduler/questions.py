@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from regrow.messages import (
-    ActorAt,
     Answer,
     Ask,
     AskStore,
@@ -54,11 +53,16 @@ class Questions:
                 core.actors.kill(actor_id)
                 self._answer(client, ask.number, None)
             case "name_actor":
-                actor_id, name, namespace, function_id = msgspec.msgpack.decode(ask.body)
+                named: tuple[bytes, str, str, bytes, bytes] = msgspec.msgpack.decode(
+                    ask.body, type=tuple[bytes, str, str, bytes, bytes]
+                )
+                actor_id, name, namespace, function_id, methods = named
                 driver = core.drivers.get(client)
                 job = driver.job if driver is not None else self._job_of_worker(client)
                 number = self._pass_on(client, ask.number)
-                self._send(number, NameActor(number, actor_id, name, namespace, job, function_id))
+                self._send(
+                    number, NameActor(number, actor_id, name, namespace, job, function_id, methods)
+                )
             case "get_actor":
                 name, namespace = msgspec.msgpack.decode(ask.body)
                 number = self._pass_on(client, ask.number)
@@ -73,15 +77,6 @@ class Questions:
         if waiting is not None:
             client, number, _ = waiting
             self._core.send_client(client, Answer(number, reply.body, reply.error))
-
-    def actor_at(self, message: ActorAt) -> None:
-        """Where a named actor is."""
-        waiting = self._open.pop(message.number, None) if message.number else None
-        if waiting is None:
-            return
-        client, number, _ = waiting
-        body = encode([message.actor_id, message.function_id])
-        self._core.send_client(client, Answer(number, body, message.error))
 
     def ask_again(self) -> None:
         """The control store may have forgotten the questions."""

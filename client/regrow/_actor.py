@@ -19,7 +19,7 @@ from regrow._functions import define, identity
 from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, checked
 from regrow._refs import ObjectRef, ref_from_id
 from regrow.ids import object_id
-from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef
+from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef, NamedActor
 
 C = TypeVar("C")
 
@@ -83,8 +83,11 @@ class ActorClass(Generic[C]):
         )
         _check_signature(self._class, args, kwargs)
 
+        methods = methods_of(self._class)
+
         def reserve(actor_id: bytes) -> None:
-            body = [actor_id, options.name, namespace, definition.function_id]
+            known = msgspec.msgpack.encode(methods)
+            body = [actor_id, options.name, namespace, definition.function_id, known]
             client.ask("name_actor", msgspec.msgpack.encode(body))
 
         try:
@@ -93,7 +96,6 @@ class ActorClass(Generic[C]):
             if options.get_if_exists:  # somebody was faster
                 return get_actor(options.name, namespace)
             raise
-        methods = _methods(self._class)
         return ActorHandle(created, definition.function_id, self.__qualname__, methods)
 
 
@@ -101,12 +103,12 @@ class ActorHandle(Generic[C]):
     """An actor. Its methods are called with ``handle.method.remote(...)``; may be sent anywhere."""
 
     def __init__(
-        self, created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int] | None
+        self, created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int]
     ) -> None:
         self._created = created
         self._actor_id = created.task_id()
         self._definition = FunctionDef(function_id, name, _NO_CODE)
-        #: Number of return values by method; None: not known (the actor itself says).
+        #: Number of return values by method.
         self._methods = methods
         # Without the handle in them: a cycle would keep the actor alive.
         self._calls: dict[str, Call] = {}
@@ -117,17 +119,15 @@ class ActorHandle(Generic[C]):
         if call is None:
             if calls is None or not self._has(name):
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            returns = (self._methods or {}).get(name, 1)
+            returns = self._methods.get(name, 1)
             call = calls[name] = _method_call(self, name, {"num_returns": returns})
         return ActorMethod(self, call)
 
     def _has(self, name: str) -> bool:
-        if self._methods is None:
-            return name in _BUILT_IN or not name.startswith("__")
         return name in _BUILT_IN or name in self._methods
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *(self._methods or ())]
+        return [*object.__dir__(self), *self._methods]
 
     @property
     def _ray_actor_id(self) -> bytes:
@@ -211,8 +211,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     client = current()
     where = namespace or client.running.current().namespace
     body = client.ask("get_actor", msgspec.msgpack.encode([name, where]))
-    actor_id, function_id = msgspec.msgpack.decode(body, type=tuple[bytes, bytes])
-    return ActorHandle(ref_from_id(object_id(actor_id, 0)), function_id, name, None)
+    found = msgspec.msgpack.decode(body, type=NamedActor)
+    methods = msgspec.msgpack.decode(found.methods, type=dict[str, int])
+    return ActorHandle(ref_from_id(object_id(found.actor_id, 0)), found.function_id, name, methods)
 
 
 def exit_actor() -> NoReturn:
@@ -223,12 +224,13 @@ def exit_actor() -> NoReturn:
 
 
 def _handle(
-    created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int] | None
+    created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int]
 ) -> ActorHandle[Any]:
     return ActorHandle(created, function_id, name, methods)
 
 
-def _methods(cls: type) -> dict[str, int]:
+def methods_of(cls: type) -> dict[str, int]:
+    """The methods that a handle offers, with their numbers of return values."""
     return {
         name: getattr(function, "__regrow_num_returns__", 1)
         for name, function in inspect.getmembers(cls, callable)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -43,7 +44,6 @@ _INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
     "local_mode": (False,),
     "logging_config": (None,),
     "logging_format": (None,),
-    "logging_level": (None, "info", "INFO", 20),
     "runtime_env": (None, {}),
     "_node_ip_address": (None,),
     "_system_config": (None, {}),
@@ -83,6 +83,7 @@ def init(
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
     log_to_driver: bool = True,
+    logging_level: int | str = logging.INFO,
     postgres: str | None = None,
     storage: str | None = None,
     durability: str = "commit",
@@ -92,11 +93,15 @@ def init(
 
     ``address`` is the home of a running cluster, "auto" or "local"; ``postgres`` the libpq URL of a
     database instead of the embedded one, ``storage`` a ``pyarrow.fs`` URI for spilled objects.
-    ``durability="async"`` relaxes only what this driver sees.  Raises ClusterConnectionError, and
-    RuntimeError where this process is connected already.
+    ``durability="async"`` relaxes only what this driver sees.  ``logging_level`` is that of the
+    logger "regrow"; above INFO nothing is said about the start either.  Raises
+    ClusterConnectionError, and RuntimeError where this process is connected already.
     """
     global _session
     _check_init(others)
+    logger = logging.getLogger("regrow")
+    # Ray's programs write the names in small letters too.
+    logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
     check_durability(durability)
     with _state_lock:
         if _client.connected() is not None:
@@ -127,7 +132,8 @@ def init(
         set_table(driver.refs)
         _client.set_current(driver)
         what = "Started a regrow cluster" if session.started else "Joined the regrow cluster"
-        print(f"{what} in {session.home} (job {driver.job})", file=sys.stderr)
+        if logger.level <= logging.INFO:
+            print(f"{what} in {session.home} (job {driver.job})", file=sys.stderr)
         return _context()
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 
+from regrow._actor import methods_of
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
@@ -181,7 +182,11 @@ class Executor:
     def target(self, spec: TaskSpec) -> Callable[..., Any]:
         """What the task calls."""
         if spec.kind != ACTOR_CALL:
-            return self.function(spec.function_id)  # type: ignore[no-any-return]
+            function: Callable[..., Any] = self.function(spec.function_id)
+            if spec.kind == ACTOR_CREATION:
+                assert isinstance(function, type)
+                self._client.running.actor_methods = methods_of(function)
+            return function
         if spec.method == "__ray_terminate__":
             return self.terminate
         if spec.method == "__ray_ready__":

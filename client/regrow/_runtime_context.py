@@ -64,7 +64,9 @@ class RuntimeContext:
         if not task.actor_id:
             raise RuntimeError("This method is only available in an actor.")
         created = self._client.refs.borrowed(object_id(task.actor_id, 0))
-        return ActorHandle(created, task.function_id, task.name.rpartition(".")[0], None)
+        name = task.name.rpartition(".")[0]
+        methods = self._client.running.actor_methods
+        return ActorHandle(created, task.function_id, name, methods)
 
     @property
     def was_current_actor_reconstructed(self) -> bool:

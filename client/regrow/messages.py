@@ -312,13 +312,6 @@ class Bye(_Message, frozen=True, tag=18):
     failed: bool = False
 
 
-class Started(_Message, frozen=True, tag=19):
-    """A worker began a task that was queued on it (sent with the next batch; a hint for
-    balance)."""
-
-    task_id: bytes
-
-
 # --- node -> client -------------------------------------------------------------------------------
 
 
@@ -464,12 +457,6 @@ class PeerDrop(_Message, frozen=True, tag=64):
     object_ids: list[bytes]
 
 
-class GiveBack(_Message, frozen=True, tag=65):
-    """The receiver of a ``HandOver`` cannot run these: it has logged the sender as their holder."""
-
-    tasks: list[HandedTask]
-
-
 class KillActor(_Message, frozen=True, tag=66):
     """To the actor's node."""
 
@@ -593,6 +580,8 @@ class NameActor(_Message, frozen=True, tag=88):
     namespace: str
     job: int
     function_id: bytes
+    #: For those who get it by its name; only clients look inside.
+    methods: bytes = b""
 
 
 class ActorHere(_Message, frozen=True, tag=89):
@@ -605,8 +594,8 @@ class ActorHere(_Message, frozen=True, tag=89):
 
 
 class FindActor(_Message, frozen=True, tag=90):
-    """Where is this actor (by id, or by name if the id is empty)? ``ActorAt`` follows, now or when
-    it is known; one by an unknown name is answered at once with an error."""
+    """Where is this actor? By id: ``ActorAt`` follows, now or when it is known. By name if the id
+    is empty: answered at once by a ``Reply`` with ``NamedActor``, or an error."""
 
     number: int
     actor_id: bytes
@@ -757,12 +746,19 @@ class ActorAt(_Message, frozen=True, tag=120):
     actor_id: bytes
     node_id: int
     alive: bool
-    function_id: bytes = b""
     error: SystemFailure | None = None
 
 
+class NamedActor(_Wire, frozen=True):
+    """Who has a name; answers ``FindActor`` inside a ``Reply``."""
+
+    actor_id: bytes
+    function_id: bytes
+    methods: bytes
+
+
 class Reply(_Message, frozen=True, tag=121):
-    """Answers ``NameActor`` and ``AskStore``."""
+    """Answers ``NameActor``, ``FindActor`` by name and ``AskStore``."""
 
     number: int
     body: bytes
@@ -795,14 +791,14 @@ class WatchFor(_Message, frozen=True, tag=125):
 ClientMessage = (
     Hello | Submit | DefineFunctions | Put | Create | Seal | Subscribe | Read | Release
     | Borrow | Drop
-    | Done | Returned | Blocked | Unblocked | Output | Ask | Bye | Started
+    | Done | Returned | Blocked | Unblocked | Output | Ask | Bye
 )  # fmt: skip
 NodeMessage = (
     Welcome | Refused | Committed | Values | Created | Located | Run | TakeBack | Printed | Answer
     | Exit | ReplayDifference
 )  # fmt: skip
 PeerMessage = (
-    PeerHello | HandOver | PeerValues | Watch | PeerDrop | GiveBack | KillActor | PeerOutput | Fetch
+    PeerHello | HandOver | PeerValues | Watch | PeerDrop | KillActor | PeerOutput | Fetch
     | Fetched
 )  # fmt: skip
 ToStore = (

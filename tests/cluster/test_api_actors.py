@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -221,6 +222,34 @@ def test_named_actors() -> None:
     again = Counter.options(name="tally").remote()
     assert get(again.add.remote()) == 1
     del other, same
+
+
+def test_a_handle_by_name_knows_the_methods() -> None:
+    class Pair:
+        def __init__(self, path: str) -> None:
+            until(Path(path).exists)
+
+        @ray.method(num_returns=2)
+        def both(self) -> tuple[int, int]:
+            return 1, 2
+
+        def me(self) -> Any:
+            return ray.get_runtime_context().current_actor
+
+    with tempfile.TemporaryDirectory() as folder:
+        gate = Path(folder, "gate")
+        first = ray.remote(Pair).options(name="pair").remote(str(gate))
+        pair = ray.get_actor("pair")  # while its constructor runs
+        with pytest.raises(AttributeError, match="nosuch"):
+            pair.nosuch  # noqa: B018
+        one, two = pair.both.remote()
+        gate.touch()
+        assert get([one, two]) == [1, 2]
+    itself = get(pair.me.remote())
+    assert len(itself.both.remote()) == 2
+    with pytest.raises(AttributeError, match="nosuch"):
+        itself.nosuch  # noqa: B018
+    del first
 
 
 def _exists(name: str) -> bool:

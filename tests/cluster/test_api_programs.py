@@ -214,3 +214,10 @@ ray.init(include_dashboard=False, log_to_driver=True, configure_logging=True, na
 print(ray.get_runtime_context().namespace)
 """
     assert run(tmp_path / "home", program).stdout == "n\n"
+
+
+def test_the_logging_level_silences_the_start(tmp_path: Path) -> None:
+    loud = run(tmp_path / "home", "ray.init(logging_level='info')\n")
+    quiet = run(tmp_path / "home", "ray.init(logging_level=40)\n")
+    assert "regrow cluster in" in loud.stderr
+    assert quiet.stderr == ""

@@ -315,22 +315,66 @@ def held_commits(cluster: Cluster, node_id: int) -> Iterator[None]:
 
 
 def test_nothing_leaves_a_node_before_its_commit(tmp_path: Path) -> None:
+    """No reply, hand-over, object byte or call of an actor elsewhere."""
+
     @ray.remote
     def touch(path: str) -> str:
         Path(path).touch()
         return "ran"
 
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
-        cluster.add_node(num_cpus=1, resources={"away": 1})
+    @ray.remote
+    def array_after(size: int, gate: str, path: str) -> np.ndarray[Any, Any]:
+        wait_until(Path(gate).exists, "the commits are held")
+        Path(path).touch()
+        return np.ones(size, np.uint8)
+
+    @ray.remote
+    def read(refs: list[Any], path: str) -> int:
+        total = int(ray.get(refs[0]).sum())
+        Path(path).touch()
+        return total
+
+    class Toucher:
+        def touch(self, path: str) -> str:
+            Path(path).touch()
+            return "called"
+
+    @ray.remote
+    def call(toucher: Any, path: str, done: str) -> str:
+        ref = toucher.touch.remote(path)
+        Path(done).touch()
+        return str(ray.get(ref))
+
+    def path(name: str) -> str:
+        return str(tmp_path / name)
+
+    with Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "resources": {"here": 8}}
+    ) as cluster:
+        cluster.add_node(num_cpus=4, resources={"away": 1})
         cluster.wait_for_nodes()
         cluster.connect()
-        assert ray.get(touch.remote(str(tmp_path / "warm")), timeout=60) == "ran"
+        toucher = ray.remote(Toucher).options(**on("away")).remote()
+        assert ray.get(toucher.touch.remote(path("warm")), timeout=60) == "called"
+        assert ray.get(touch.options(**on("here")).remote(path("warm")), timeout=60) == "ran"
+        totals = []
+        for size in (100, 1 << 20):  # told with its bytes; fetched
+            made = path(f"made {size}")
+            array = array_after.options(**on("here")).remote(size, path("gate"), made)
+            totals.append(read.options(**on("away")).remote([array], path(f"read {size}")))
+        assert ray.wait(totals, timeout=0.2)[0] == []
         assert cluster.head_node is not None
         with held_commits(cluster, cluster.head_node.node_id):
-            here = touch.remote(str(tmp_path / "here"))
-            away = touch.options(**on("away")).remote(str(tmp_path / "away"))
-            wait_until((tmp_path / "here").exists, "work runs ahead of the log")
+            here = touch.options(**on("here")).remote(path("here"))
+            away = touch.options(**on("away")).remote(path("away"))
+            called = call.options(**on("here")).remote(toucher, path("called"), path("submitted"))
+            Path(path("gate")).touch()
+            for ran in ("here", "made 100", "made 1048576", "submitted"):
+                wait_until((tmp_path / ran).exists, f"work runs ahead of the log: {ran}")
             with pytest.raises(GetTimeoutError):  # no reply
                 ray.get(here, timeout=1)
-            assert not (tmp_path / "away").exists(), "a hand-over left before its commit"
-        assert ray.get([here, away], timeout=60) == ["ran", "ran"]
+            remote = ("away", "read 100", "read 1048576", "called")
+            left = [name for name in remote if (tmp_path / name).exists()]
+            assert not left, "a hand-over, bytes or a call left before the commit"
+        assert ray.get([here, away, called], timeout=60) == ["ran", "ran", "called"]
+        assert ray.get(totals, timeout=60) == [100, 1 << 20]

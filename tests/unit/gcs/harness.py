@@ -207,7 +207,9 @@ class FakeStore:
         for row in self.actors.values():
             if row.name == op.name and row.state != "dead":
                 return row
-        row = ops.ActorRow(True, op.actor_id, "pending", 0, 0, op.name, op.job, op.function_id)
+        row = ops.ActorRow(
+            True, op.actor_id, "pending", 0, 0, op.name, op.job, op.function_id, None, op.methods
+        )
         self.actors[op.actor_id] = row
         return row
 

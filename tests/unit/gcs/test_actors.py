@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from regrow.gcs import operations as ops
 from regrow.messages import (
     ActorAt,
@@ -10,6 +12,7 @@ from regrow.messages import (
     CloseJob,
     FindActor,
     NameActor,
+    NamedActor,
     OpenJob,
     Reply,
     SystemFailure,
@@ -20,7 +23,7 @@ ACTOR = tid(50)
 
 
 def name(bench: Bench, conn: int, actor: bytes = ACTOR) -> Reply:
-    bench.say(conn, NameActor(3, actor, "server", "default", 1, b"F" * 16))
+    bench.say(conn, NameActor(3, actor, "server", "default", 1, b"F" * 16, b"methods"))
     return bench.last(conn, Reply)
 
 
@@ -47,7 +50,7 @@ def test_an_unknown_name_is_an_error_at_once() -> None:
     bench = Bench()
     one = bench.join()
     bench.say(one, FindActor(4, b"", "nobody", "default"))
-    answer = bench.last(one, ActorAt)
+    answer = bench.last(one, Reply)
     assert answer.number == 4
     assert answer.error is not None
     assert answer.error.code == "actor_not_found"
@@ -57,13 +60,20 @@ def test_who_asks_before_the_actor_runs_is_answered_when_it_does() -> None:
     bench = Bench()
     one, two = bench.join(), bench.join()
     name(bench, one)
-    bench.say(two, FindActor(4, b"", "server", "default"), FindActor(5, ACTOR))
+    bench.say(two, FindActor(4, ACTOR), FindActor(5, ACTOR))
     assert bench.of(two, ActorAt) == []
     bench.say(one, ActorHere(ACTOR, 1, True))
-    assert bench.of(two, ActorAt) == [
-        ActorAt(4, ACTOR, 1, True, b"F" * 16),
-        ActorAt(5, ACTOR, 1, True, b"F" * 16),
-    ]
+    assert bench.of(two, ActorAt) == [ActorAt(4, ACTOR, 1, True), ActorAt(5, ACTOR, 1, True)]
+
+
+def test_a_name_is_found_before_its_actor_runs() -> None:
+    bench = Bench()
+    one, two = bench.join(), bench.join()
+    name(bench, one)
+    bench.say(two, FindActor(4, b"", "server", "default"))
+    answer = bench.last(two, Reply)
+    found = msgspec.msgpack.decode(answer.body, type=NamedActor)
+    assert found == NamedActor(ACTOR, b"F" * 16, b"methods")
 
 
 def test_an_actor_that_postgres_knows_to_live_is_found_without_its_nodes_word() -> None:
@@ -99,7 +109,7 @@ def test_nodes_that_asked_are_told_of_a_death_once() -> None:
     bench.say(one, FindActor(4, ACTOR), FindActor(5, ACTOR))
     why = SystemFailure("actor_died", "killed by kill()")
     bench.say(two, ActorHere(ACTOR, 1, False, why))
-    assert bench.of(one, ActorAt)[2:] == [ActorAt(0, ACTOR, 2, False, b"", why)]
+    assert bench.of(one, ActorAt)[2:] == [ActorAt(0, ACTOR, 2, False, why)]
     assert bench.of(three, ActorAt) == []
     bench.say(three, FindActor(6, ACTOR))
     assert bench.last(three, ActorAt).error == why
@@ -144,7 +154,7 @@ def test_the_actors_of_a_job_are_forgotten_with_it_and_who_waits_is_told() -> No
     one = bench.join()
     bench.say(one, OpenJob(1, 0, "a", 1))
     name(bench, one)
-    bench.say(one, FindActor(4, b"", "server", "default"))
+    bench.say(one, FindActor(4, ACTOR))
     bench.say(one, CloseJob(1, failed=False))
     told = bench.last(one, ActorAt)
     assert told.error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_large_buffers_are_copied_and_digested_whole(
         raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     if not threads:
-        monkeypatch.setattr(layout.ThreadPoolExecutor, "submit", no_thread)
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", no_thread)
     size = 16 * 1024 * 1024 + extra
     array = np.random.default_rng(extra + 1).integers(0, 256, size, np.uint8)
     packed_parts = layout.pack(b"pickle", [array.data, memoryview(b"small"), array.data])
