@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
+import math
 import os
 import sys
 import threading
@@ -103,6 +104,11 @@ def init(
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
     check_durability(durability)
+    _check_amount("num_cpus", num_cpus)
+    _check_amount("num_gpus", num_gpus)
+    _check_amount("object_store_memory", object_store_memory)
+    for name, amount in (resources or {}).items():
+        _check_amount(f"resources[{name!r}]", amount)
     with _state_lock:
         if _client.connected() is not None:
             if ignore_reinit_error:
@@ -146,6 +152,15 @@ def _check_init(others: Mapping[str, Any]) -> None:
             raise UnsupportedOptionError(
                 f"init({name}={value!r}) is not in this version of regrow; leave it out"
             )
+
+
+def _check_amount(name: str, amount: float | None) -> None:
+    if amount is None:
+        return
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise TypeError(f"init({name}={amount!r}): a number is needed")
+    if not 0 <= amount < math.inf:
+        raise ValueError(f"init({name}={amount!r}): it must be 0 or more, and finite")
 
 
 def _context() -> Context:
