@@ -436,7 +436,8 @@ class Pool:
             while queue:
                 task = queue[-1]
                 mean = self._means.get(task.header.function_id)
-                if mean is not None and mean * len(queue) < core.config.offload_min_ms:
+                soon = mean is not None and mean * len(queue) < core.config.offload_min_ms
+                if soon and not self._is_stuck():
                     break
                 target = core.peer_with_room(shape)
                 if target is None or task.rebuild or task.submitter != core.node_id:
@@ -446,6 +447,15 @@ class Pool:
                 queue.pop()
                 self.queued -= 1
                 core.tasks.hand_over(task, target)
+
+    def _is_stuck(self) -> bool:
+        """Whether no task has ended here for a while: how long they took before says nothing."""
+        last = max(
+            (w.progress_ms for w in self.by_client.values() if w.in_flight and w.actor is None),
+            default=None,
+        )
+        patience = max(self._core.config.offload_min_ms, TAKE_BACK_MS)
+        return last is not None and self._core.now_ms - last > patience
 
     def check(self) -> None:
         """Invariants."""

@@ -314,6 +314,24 @@ def test_an_overloaded_node_hands_over(tmp_path: Path) -> None:
         assert ray.get([meet_at.remote(str(tmp_path)) for _ in range(2)], timeout=60) == [1, 1]
 
 
+def test_what_was_short_before_is_handed_over_once_it_is_long(tmp_path: Path) -> None:
+    @ray.remote
+    def sometimes(gate: str) -> int:
+        if gate:
+            wait_until(Path(gate).exists, "the test lets it go", 60)
+        return int(ray.get_runtime_context().get_node_id())
+
+    with cluster_of(num_cpus=1) as cluster:
+        other = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        ray.get([sometimes.remote("") for _ in range(200)], timeout=60)
+        gate = tmp_path / "gate"
+        both = [sometimes.remote(str(gate)), sometimes.remote("")]
+        [done], [waits] = ray.wait(both, timeout=20)
+        gate.touch()
+        assert {ray.get(done), ray.get(waits, timeout=60)} == {1, other.node_id}
+
+
 def test_a_node_that_joins_gets_what_could_not_run_before() -> None:
     with cluster_of(num_cpus=1) as cluster:
         ref = where.options(resources={"late": 1}).remote()
