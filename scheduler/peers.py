@@ -87,9 +87,6 @@ async def dial(view: NodeView, credentials: Credentials, purpose: str) -> socket
         if not credentials.accepts("answers", answer):
             raise ConnectionRefusedError("the peer does not know the cluster's token")
         assert isinstance(answer, PeerHello)
-        if answer.node_id in (0, view.node_id) and answer.incarnation < view.incarnation:
-            # The control store told us of its registration before it told the node itself.
-            raise ConnectionError("the peer does not know yet that it is registered")
         if (answer.node_id, answer.incarnation) != (view.node_id, view.incarnation):
             raise ConnectionRefusedError("another incarnation answers there")
     except TimeoutError as error:
