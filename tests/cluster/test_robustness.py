@@ -85,9 +85,12 @@ def shout(target: Any, data: bytes, family: int) -> bytes:
         sock.settimeout(20)
         sock.connect(target)
         heard = b""
+        # One that hangs up at once may have done so before this half closes: macOS and Linux then
+        # say "not connected", which is an OSError and not a ConnectionError.
         with contextlib.suppress(ConnectionError):
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
             while piece := sock.recv(65536):
                 heard += piece
         return heard
