@@ -393,11 +393,12 @@ class Pool:
             return
         retries = header.max_retries
         spent = retries >= 0 and task.attempt > retries
-        if spent or task.kills >= core.config.worker_kills_max:
+        # An allowance that was named is honoured; one without end would never get past this task.
+        if spent or (retries < 0 and task.kills >= core.config.worker_kills_max):
             how = (
                 f"max_retries={retries} allows no other attempt"
                 if spent
-                else f"it has killed {task.kills} workers, so it is not tried again"
+                else f"it has killed {task.kills} workers, which ends even max_retries=-1"
             )
             code = "actor_died" if header.kind == ACTOR_CREATION else "worker_crashed"
             who = f"{header.name}: its worker (pid {worker.pid}) died"

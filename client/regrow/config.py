@@ -47,7 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     reconnect_timeout_s: float = 30.0
     #: How long a job waits for its driver to come back.
     driver_grace_s: float = 10.0
-    #: A task that kills its worker so often is failed.
+    #: A task with unlimited retries that kills its worker so often is failed.
     worker_kills_max: int = 3
     #: How long a task waits for a node that could run it before it fails.
     infeasible_timeout_s: float = 30.0
