@@ -7,10 +7,12 @@ cluster's token; bytes that are no frames, or no messages, end that connection a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -27,7 +29,7 @@ from regrow.messages import (
     encode,
 )
 from regrow.objectstore.arena import send_fd
-from regrow.scheduler.events import ClientArrived, ClientGone, ClientSaid, Event
+from regrow.scheduler.events import ClientArrived, ClientGone, ClientSaid, DriverExited, Event
 from regrow.wire import FrameError, FrameReader, frame
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ class ClientProtocol(asyncio.Protocol):
             return
         self._reader = _widened(self._reader)
         self.number = self._server.register(self)
+        if message.role == "driver":
+            self._server.processes.hold(self.number, self._transport)
         self._server.on_event(ClientArrived(self.number, message))
 
     def send(self, message: NodeMessage) -> None:
@@ -91,7 +95,6 @@ class ClientProtocol(asyncio.Protocol):
         self._transport = None
         if self.number:
             self._server.forget(self.number)
-            self._server.on_event(ClientGone(self.number))
 
 
 def _widened(reader: FrameReader) -> FrameReader:
@@ -111,6 +114,7 @@ class ClientServer:
         self._token = token.encode()
         self._numbers = count(1)
         self._clients: dict[int, ClientProtocol] = {}
+        self.processes = DriverProcesses(self._process_ended)
         self._server: asyncio.AbstractServer | None = None
 
     async def listen(self, path: Path) -> None:
@@ -141,12 +145,17 @@ class ClientServer:
 
     def forget(self, number: int) -> None:
         self._clients.pop(number, None)
+        self.on_event(ClientGone(number))
+        self.processes.let_go(number)
 
     def send(self, number: int, message: NodeMessage) -> None:
         """To a client; one that is gone needs nothing."""
         client = self._clients.get(number)
         if client is not None:
             client.send(message)
+
+    def _process_ended(self, number: int) -> None:
+        self.on_event(DriverExited(number))
 
     def close_client(self, number: int) -> None:
         client = self._clients.get(number)
@@ -159,6 +168,55 @@ class ClientServer:
             self._server.close()
         for client in list(self._clients.values()):
             client.close()
+        self.processes.close()
+
+
+class DriverProcesses:
+    """The processes of the drivers, each as a descriptor (pidfd), readable once it has ended:
+    a number alone may be another process's by then."""
+
+    def __init__(self, ended: Callable[[int], None]) -> None:
+        self._ended = ended
+        self._held: dict[int, int] = {}
+        self._watched: dict[int, int] = {}
+
+    def hold(self, client: int, transport: asyncio.BaseTransport | None) -> None:
+        """Takes hold of the process at the other end of the connection."""
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None:
+            return
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        if pid:  # 0: it is in a container of its own, where it cannot be seen
+            with contextlib.suppress(OSError):  # it ended, or the kernel is older than 5.3
+                self._held[client] = os.pidfd_open(pid)
+
+    def watch(self, client: int) -> None:
+        """``ended(client)`` follows when its process has ended, if that can be seen."""
+        process = self._held.pop(client, None)
+        if process is not None:
+            self._watched[client] = process
+            asyncio.get_running_loop().add_reader(process, self._readable, client)
+
+    def _readable(self, client: int) -> None:
+        process = self._watched.pop(client)
+        asyncio.get_running_loop().remove_reader(process)
+        os.close(process)
+        self._ended(client)
+
+    def let_go(self, client: int) -> None:
+        """Nothing is to be known of its process, unless it is watched."""
+        process = self._held.pop(client, None)
+        if process is not None:
+            os.close(process)
+
+    def close(self) -> None:
+        """Watches nothing any longer."""
+        for process in self._watched.values():
+            asyncio.get_running_loop().remove_reader(process)
+        for process in [*self._watched.values(), *self._held.values()]:
+            os.close(process)
+        self._watched, self._held = {}, {}
 
 
 class ArenaDoor:

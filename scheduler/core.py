@@ -200,6 +200,8 @@ class Core:
                 self._client_arrived(event.client, event.hello)
             case events.ClientGone():
                 self._client_gone(event.client)
+            case events.DriverExited():
+                self._driver_exited(event.client)
             case events.WorkerExited():
                 self._worker_exited(event.number)
             case events.PeerLost():
@@ -693,9 +695,16 @@ class Core:
             # Its references are kept: it may come back within the grace.
             self.objects.stop_waiting(client)
             driver.gone = True
+            self.emit(events.WatchDriver(client))
             self.send_store(CloseJob(driver.job, failed=True, lost=True))
         elif driver is not None:
             self._forget_driver(driver)
+
+    def _driver_exited(self, client: int) -> None:
+        driver = self.drivers.get(client)
+        if driver is not None and driver.gone:
+            # No grace: nobody is left who could come back, and its tasks hold what others wait for.
+            self.send_store_held(CloseJob(driver.job, failed=True))
 
     def _forget_driver(self, driver: Driver) -> None:
         self.drivers.pop(driver.client, None)

@@ -247,6 +247,8 @@ class Daemon:
                     self._link.send(message)
                 case events.CloseClient(client):
                     self._clients.close_client(client)
+                case events.WatchDriver(client):
+                    self._clients.processes.watch(client)
                 case events.StartWorker(number, env):
                     self._processes.fork(number, env)
                 case events.KillWorker(number):

@@ -40,6 +40,12 @@ class ClientGone(Struct, frozen=True, gc=False):
     client: int
 
 
+class DriverExited(Struct, frozen=True, gc=False):
+    """A driver's connection is closed and its process has ended: it does not come back."""
+
+    client: int
+
+
 class WorkerExited(Struct, frozen=True, gc=False):
     """A worker process ended, possibly before it ever connected. ``status`` as of ``waitpid``."""
 
@@ -128,7 +134,7 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 Event = (
-    ClientArrived | ClientSaid | ClientGone | WorkerExited | PeerSaid | PeerLost
+    ClientArrived | ClientSaid | ClientGone | DriverExited | WorkerExited | PeerSaid | PeerLost
     | StoreSaid | StoreLost
     | Appended | FlushDue | Tick | FetchAsked | BytesServed | Fetched | Spilled | Restored | Stored
 )  # fmt: skip
@@ -163,6 +169,12 @@ class ToPeer(Struct, frozen=True, gc=False):
 
 class ToControlStore(Struct, frozen=True, gc=False):
     message: ToStore
+
+
+class WatchDriver(Struct, frozen=True, gc=False):
+    """Its connection broke; send ``DriverExited`` when its process has ended."""
+
+    client: int
 
 
 class StartWorker(Struct, frozen=True, gc=False):
@@ -255,7 +267,7 @@ class StopNode(Struct, frozen=True, gc=False):
 
 Effect = (
     AppendBatch | ArmFlush | ToClient | CloseClient | ToPeer | ToControlStore
-    | StartWorker | KillWorker
+    | WatchDriver | StartWorker | KillWorker
     | FetchBytes | LoadBytes | StoreBytes | ServeBytes | MakeFile | SpillBytes | RestoreBytes
     | DeleteBytes | Restart | StopNode
 )  # fmt: skip

@@ -216,6 +216,8 @@ class NodeShell:
                 self._close_client(client)
             case events.StartWorker(number, _):
                 self.schedule(self.life, cluster.start_ms(), self._fork, number)
+            case events.WatchDriver():
+                pass  # simulated drivers come back
             case events.KillWorker(number):
                 worker = self.workers.get(number)
                 if worker is not None:

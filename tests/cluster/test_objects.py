@@ -255,7 +255,6 @@ def test_a_driver_that_is_killed_leaves_nothing(shared: Cluster, tmp_path: Path)
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert view.held() != [(0, 0, 0)], "its job waits for it to come back"
     view.wait_empty()
     view.close()
 

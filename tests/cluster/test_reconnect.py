@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import regrow as ray
+from regrow import _bootstrap, _daemons
 from regrow.cluster_utils import Cluster
 from tests.cluster.watching import rows, wait_until
 
@@ -219,3 +220,61 @@ def control_store(cluster: Cluster) -> Iterator[None]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(20)
+
+
+PROGRAM = """
+import os, signal, sys, time
+import regrow as ray
+from tests.cluster.test_reconnect import hold
+from tests.cluster.watching import wait_until
+ray.init(address=sys.argv[2] or None, num_cpus=None if sys.argv[2] else 1)
+
+@ray.remote
+def begin(path):
+    open(path, "w").close()
+    return ray.get(hold.remote(path + "-never"))
+
+ref = begin.remote(sys.argv[1])
+wait_until(lambda: os.path.exists(sys.argv[1]), "its task runs", 60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_killed_driver(tmp_path: Path, address: str = "") -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "began"), address],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_driver_whose_process_has_ended_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGROW_DRIVER_GRACE_S", "600")
+    with driver_on_a_node() as cluster:
+        run_killed_driver(tmp_path, cluster.address)
+        assert ray.get(step.remote(str(tmp_path / "runs"), 1), timeout=30) == 3, "the CPU is free"
+        ended = "SELECT count(*) FROM regrow.jobs WHERE status = 'failed'"
+        wait_until(lambda: rows(cluster.home, ended)[0][0] == 1, "its job has ended")
+
+
+def test_the_cluster_of_a_killed_driver_ends_and_its_job_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGROW_DRIVER_GRACE_S", "600")
+    home = tmp_path / "home"
+    monkeypatch.setenv("REGROW_HOME", str(home))
+    run_killed_driver(tmp_path)
+    wait_until(lambda: not processes_at(home), "the cluster has ended", 30)
+    asked = subprocess.run(
+        [sys.executable, "-m", "regrow.cli", "sql", "SELECT status FROM regrow.jobs", "--json"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "failed" in asked.stdout
+    _bootstrap.stop(home)  # the folder of its sockets stays for the next one
+
+
+def processes_at(home: Path) -> list[int]:
+    """Daemons of the home."""
+    return [found.pid for found in _daemons.find(home)]
