@@ -9,7 +9,7 @@ it, and what leaves the node waits in the journal until its batch is committed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Final, assert_never
 
 from msgspec import Struct
 
@@ -91,6 +91,9 @@ from regrow.scheduler.tasks import TaskTable
 from regrow.scheduler.transport import Transport
 from regrow.scheduler.workers import Pool
 
+#: A control store that is away for so long is told of.
+STORE_PATIENCE_MS: Final = 3_000.0
+
 
 class NodeSettings(Struct, frozen=True, kw_only=True):
     """What a node is told at its start."""
@@ -169,6 +172,9 @@ class Core:
         self._copy_number = 1_000_000
         self._status = NodeStatus({}, -1)
         self._over = False
+        #: Since when the control store is away (negative: it is not), and whether drivers know.
+        self._store_lost_ms = -1.0
+        self._told_of_store = False
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -207,7 +213,9 @@ class Core:
             case events.PeerLost():
                 self.send_store(Suspect(event.node_id, event.incarnation, event.refused))
             case events.StoreLost():
-                pass  # what was asked is asked again when it is back
+                # What was asked is asked again when it is back.
+                if self._store_lost_ms < 0:
+                    self._store_lost_ms = self.now_ms
             case events.FetchAsked():
                 self.transport.serve(event)
             case events.BytesServed():
@@ -598,8 +606,16 @@ class Core:
         self.objects.node_died(node_id, came_back)
         self.actors.node_died(node_id, message.reason)
 
+    def _tell_of_store(self, text: str) -> None:
+        for driver in self.drivers.values():
+            self.warn_driver(driver.job, f"regrow: {text}")
+
     def _store_is_back(self) -> None:
         """It may be a new leader, which knows only what it is told."""
+        self._store_lost_ms = -1.0
+        if self._told_of_store:
+            self._told_of_store = False
+            self._tell_of_store("the control store is back")
         report = self.transport.report(everything=True)
         if report is not None:
             self.send_store_held(report)
@@ -755,6 +771,13 @@ class Core:
 
     def _tick(self, now_ms: float) -> None:
         self.now_ms = now_ms
+        if 0 <= self._store_lost_ms < now_ms - STORE_PATIENCE_MS and not self._told_of_store:
+            self._told_of_store = True
+            self._tell_of_store(
+                "the control store does not answer. Tasks and actors go on; new jobs, names and "
+                "the recovery of lost nodes wait for it. `regrow start --head` on its machine "
+                "starts it again."
+            )
         self.pool.tick(now_ms)
         if len(self.nodes) > 1 and self.pool.queued:
             self.pool.offload()

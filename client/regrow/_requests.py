@@ -93,7 +93,11 @@ class Requests:
             self._link.post(message)
             self._link.flush()
             if not self._link.wait(request, timeout_s):
-                raise GetTimeoutError(f"the node did not answer {message!r} in {timeout_s} s")
+                raise GetTimeoutError(
+                    f"{_name_of(message)} was not answered in {timeout_s:g} s. If the control "
+                    "store is down (`regrow status` says so), `regrow start --head` on its machine "
+                    "starts it again."
+                )
         finally:
             self._open.pop(key, None)
         if request.answer is None:
@@ -114,6 +118,11 @@ class Requests:
         """Nobody will answer."""
         for request in list(self._open.values()):
             request.settle(None)
+
+
+def _name_of(message: Message) -> str:
+    """What a person calls the request."""
+    return f"the request {message.what!r}" if isinstance(message, Ask) else "a request to the node"
 
 
 def as_error(failure: SystemFailure) -> Exception:

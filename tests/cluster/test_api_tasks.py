@@ -411,7 +411,7 @@ def test_a_task_that_kills_its_worker_is_retried_then_failed(tmp_path: Path) -> 
     assert get(crash.remote(1)) == 2
     with pytest.raises(WorkerCrashedError):
         get(crash.remote(5))
-    # A finite number is honoured, three (four attempts) by default; without one, three deaths end it.
+    # A finite number is honoured, three by default; without one, three deaths end it.
     assert get(crash.options(max_retries=3).remote(3)) == 4
     assert get(crash.options(max_retries=6).remote(6)) == 7
     with pytest.raises(WorkerCrashedError, match="3 workers"):

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 import regrow as ray
-from regrow import _bootstrap, _daemons
+from regrow import _bootstrap, _client, _daemons
 from regrow.cluster_utils import Cluster
+from regrow.exceptions import GetTimeoutError
 from tests.cluster.watching import rows, wait_until
 
 TASKS = 1000
@@ -192,6 +194,28 @@ def test_no_task_fails_when_the_control_store_is_killed(tmp_path: Path, pause_s:
             assert rows(cluster.home, "SELECT bool_and(alive) FROM regrow.nodes")[0][0]
             failed = "SELECT count(*) FROM regrow.task_log WHERE status <> 1"
             assert rows(cluster.home, failed)[0][0] == 0
+
+
+def test_the_driver_is_told_that_the_control_store_is_away_and_what_to_do(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    heard = ""
+
+    def told(text: str) -> bool:
+        nonlocal heard
+        heard += capfd.readouterr().err
+        return text in heard
+
+    with driver_on_a_node() as cluster:
+        psutil.Process(int(gcs_field(cluster, "pid"))).kill()
+        wait_until(lambda: told("control store does not answer"), "the driver is told", 30)
+        assert "regrow start --head" in heard
+        with pytest.raises(GetTimeoutError, match=r"'get_actor'.*regrow start --head"):
+            _client.current().ask("get_actor", msgspec.msgpack.encode(["x", ""]), 0.2)
+        with control_store(cluster):
+            wait_until(lambda: told("control store is back"), "and that it is back", 30)
+            with pytest.raises(ValueError, match="x"):
+                ray.get_actor("x")
 
 
 def gcs_field(cluster: Cluster, name: str) -> Any:
