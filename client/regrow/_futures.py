@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from regrow._link import Link
 from regrow._refs import ObjectRef, RefTable, Waiter
+from regrow.exceptions import RayTaskError
 
 
 class Values(Protocol):
@@ -77,7 +78,7 @@ class Futures:
             try:
                 value = self._client.value_of(ref, view)
             except BaseException as error:  # a user's exception may be of any kind
-                future.set_exception(error)
+                future.set_exception(_awaitable(error))
             else:
                 future.set_result(value)
             del future, ref, view, ready
@@ -87,3 +88,20 @@ class Futures:
         self._queue.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+
+def _awaitable(error: BaseException) -> BaseException:
+    """The error as a coroutine may raise it.
+
+    A StopIteration would end the coroutine that awaits, as if it had returned: here the task's
+    error is no instance of it, and has it as its ``cause`` only.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    if isinstance(error, RayTaskError):
+        plain: Exception = RayTaskError(error.function_name, error.traceback_str, error.cause)
+        plain.__cause__ = error.cause
+    else:
+        plain = RuntimeError(f"unpickling the value raised {error!r}")
+        plain.__cause__ = error
+    return plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from pathlib import Path
@@ -209,6 +210,33 @@ def test_errors_keep_the_users_type(node: FakeNode, driver: Driver) -> None:
         regrow.get(ref)
     assert isinstance(caught.value, RayTaskError)
     assert "Traceback: bad" in str(caught.value)
+
+
+def test_a_stop_iteration_is_raised_also_by_await_and_by_futures(
+    node: FakeNode, driver: Driver
+) -> None:
+    """It would end a coroutine as its result does."""
+    ref = add.remote(1)
+    node.specs(1)
+    data = serialize(RayTaskError("add", "StopIteration: 5", StopIteration(5))).layout.to_bytes()
+    node.send(Values([Value(ref.binary(), TASK_ERROR, len(data), data)]))
+    with pytest.raises(StopIteration):
+        regrow.get(ref)
+
+    async def await_ref() -> Any:
+        return await ref
+
+    async def await_future() -> Any:
+        return await asyncio.wrap_future(ref.future())
+
+    async def get_result() -> Any:
+        return ref.future().result(10)
+
+    for wait in (await_ref, await_future, get_result):
+        with pytest.raises(RayTaskError, match="StopIteration: 5") as caught:
+            asyncio.run(asyncio.wait_for(wait(), 10))
+        assert isinstance(caught.value.cause, StopIteration)
+        assert caught.value.cause.value == 5
 
 
 def test_failures_of_the_system_are_typed(node: FakeNode, driver: Driver) -> None:
