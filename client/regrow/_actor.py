@@ -7,7 +7,6 @@ how it travels; where an actor lives and in which order its calls run is its nod
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -18,6 +17,7 @@ from regrow._context import ActorExit
 from regrow._functions import define, identity
 from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, checked
 from regrow._refs import ObjectRef, ref_from_id
+from regrow._signatures import Method, methods_of, packed_methods, signature_of, unpacked_methods
 from regrow.ids import object_id
 from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef, NamedActor
 
@@ -26,6 +26,8 @@ C = TypeVar("C")
 _BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__")
 #: A definition that names a class without carrying it, for calls.
 _NO_CODE = b""
+#: A method of which its class says nothing.
+_UNKNOWN = Method()
 
 
 class ActorClass(Generic[C]):
@@ -36,6 +38,8 @@ class ActorClass(Generic[C]):
         self._options = options
         self._checked = checked(options, ACTOR_OPTIONS, "actors", 0)
         self._definition: FunctionDef | None = None
+        self._signature = signature_of(cls)
+        self._methods = packed_methods(methods_of(cls))
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
@@ -56,7 +60,9 @@ class ActorClass(Generic[C]):
         return changed
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[C]:
-        """Make an actor; a handle, at once."""
+        """Make an actor; a handle, at once. Raises TypeError for arguments its class does not take
+        or that cannot be pickled."""
+        self._signature.check(self.__qualname__, args, kwargs)
         options = self._checked
         client = current()
         namespace = options.namespace or client.running.current().namespace
@@ -81,13 +87,10 @@ class ActorClass(Generic[C]):
             strategy=options.strategy,
             options=_packed(options.max_concurrency),
         )
-        _check_signature(self._class, args, kwargs)
-
-        methods = methods_of(self._class)
+        methods = self._methods
 
         def reserve(actor_id: bytes) -> None:
-            known = msgspec.msgpack.encode(methods)
-            body = [actor_id, options.name, namespace, definition.function_id, known]
+            body = [actor_id, options.name, namespace, definition.function_id, methods]
             client.ask("name_actor", msgspec.msgpack.encode(body))
 
         try:
@@ -103,13 +106,14 @@ class ActorHandle(Generic[C]):
     """An actor. Its methods are called with ``handle.method.remote(...)``; may be sent anywhere."""
 
     def __init__(
-        self, created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int]
+        self, created: ObjectRef[Any], function_id: bytes, name: str, methods: bytes
     ) -> None:
         self._created = created
         self._actor_id = created.task_id()
         self._definition = FunctionDef(function_id, name, _NO_CODE)
-        #: Number of return values by method.
-        self._methods = methods
+        #: As they travel, and as they are (``regrow._signatures.packed_methods``).
+        self._packed_methods = methods
+        self._methods = unpacked_methods(methods)
         # Without the handle in them: a cycle would keep the actor alive.
         self._calls: dict[str, Call] = {}
 
@@ -119,8 +123,8 @@ class ActorHandle(Generic[C]):
         if call is None:
             if calls is None or not self._has(name):
                 raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            returns = self._methods.get(name, 1)
-            call = calls[name] = _method_call(self, name, {"num_returns": returns})
+            known = self._methods.get(name, _UNKNOWN)
+            call = calls[name] = _method_call(self, name, {"num_returns": known.num_returns})
         return ActorMethod(self, call)
 
     def _has(self, name: str) -> bool:
@@ -144,7 +148,8 @@ class ActorHandle(Generic[C]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         definition = self._definition
-        return _handle, (self._created, definition.function_id, definition.name, self._methods)
+        known = self._packed_methods
+        return _handle, (self._created, definition.function_id, definition.name, known)
 
 
 class ActorMethod:
@@ -164,9 +169,15 @@ class ActorMethod:
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method; a reference to its result (a list of them if there are several)."""
-        refs = current().call(self._call, args, kwargs)
-        if self._call.num_returns == 1:
+        """Call the method; a reference to its result (a list of them if there are several).
+
+        Raises TypeError for arguments that the method does not take or that cannot be pickled.
+        """
+        call = self._call
+        known = self._handle._methods.get(call.method, _UNKNOWN)
+        known.signature.check(call.name, args, kwargs)
+        refs = current().call(call, args, kwargs)
+        if call.num_returns == 1:
             return refs[0]
         return refs or None
 
@@ -212,8 +223,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     where = namespace or client.running.current().namespace
     body = client.ask("get_actor", msgspec.msgpack.encode([name, where]))
     found = msgspec.msgpack.decode(body, type=NamedActor)
-    methods = msgspec.msgpack.decode(found.methods, type=dict[str, int])
-    return ActorHandle(ref_from_id(object_id(found.actor_id, 0)), found.function_id, name, methods)
+    created = ref_from_id(object_id(found.actor_id, 0))
+    return ActorHandle(created, found.function_id, name, found.methods)
 
 
 def exit_actor() -> NoReturn:
@@ -224,27 +235,9 @@ def exit_actor() -> NoReturn:
 
 
 def _handle(
-    created: ObjectRef[Any], function_id: bytes, name: str, methods: dict[str, int]
+    created: ObjectRef[Any], function_id: bytes, name: str, methods: bytes
 ) -> ActorHandle[Any]:
     return ActorHandle(created, function_id, name, methods)
-
-
-def methods_of(cls: type) -> dict[str, int]:
-    """The methods that a handle offers, with their numbers of return values."""
-    return {
-        name: getattr(function, "__regrow_num_returns__", 1)
-        for name, function in inspect.getmembers(cls, callable)
-        if not (name.startswith("__") and hasattr(object, name)) and name != "__init_subclass__"
-    }
-
-
-def _check_signature(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise TypeError here rather than in the actor, as Ray does."""
-    try:
-        signature = inspect.signature(cls)
-    except ValueError:  # a class of an extension module
-        return
-    signature.bind(*args, **kwargs)
 
 
 def _packed(max_concurrency: int) -> bytes:

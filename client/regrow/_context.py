@@ -61,8 +61,8 @@ class Running:
 
     def __init__(self, root: Task | None = None) -> None:
         self._root = root
-        #: Of the actor that lives in this process: its methods' numbers of return values.
-        self.actor_methods: dict[str, int] = {}
+        #: Of the actor that lives in this process: its methods, as its handles carry them.
+        self.actor_methods = b"\x80"
         self._tasks: dict[bytes, Task] = {}
         self._here: ContextVar[Task | None] = ContextVar("regrow_task", default=None)
 

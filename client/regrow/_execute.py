@@ -18,12 +18,12 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 
-from regrow._actor import methods_of
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
 from regrow._functions import load
 from regrow._refs import ObjectRef
+from regrow._signatures import methods_of, packed_methods
 from regrow.config import INLINE_MAX
 from regrow.exceptions import RayError, RaySystemError, RayTaskError
 from regrow.ids import object_id
@@ -185,7 +185,7 @@ class Executor:
             function: Callable[..., Any] = self.function(spec.function_id)
             if spec.kind == ACTOR_CREATION:
                 assert isinstance(function, type)
-                self._client.running.actor_methods = methods_of(function)
+                self._client.running.actor_methods = packed_methods(methods_of(function))
             return function
         if spec.method == "__ray_terminate__":
             return self.terminate

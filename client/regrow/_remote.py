@@ -13,6 +13,7 @@ from regrow._client import Call, current
 from regrow._functions import define, identity
 from regrow._options import TASK_OPTIONS, Options, checked
 from regrow._refs import ObjectRef
+from regrow._signatures import signature_of
 from regrow.messages import FunctionDef
 
 P = ParamSpec("P")
@@ -29,6 +30,7 @@ class RemoteFunction(Generic[P, R]):
         self._identity = b""
         self._call: Call | None = None
         self._checked = checked(options, TASK_OPTIONS, "remote functions", 1)
+        self._signature = signature_of(function)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -39,8 +41,12 @@ class RemoteFunction(Generic[P, R]):
         )
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
-        """Submit a task; a reference to its result (a list of them if ``num_returns`` is not 1)."""
+        """Submit a task; a reference to its result (a list of them if ``num_returns`` is not 1).
+
+        Raises TypeError for arguments that the function does not take or that cannot be pickled.
+        """
         call = self._call or self._prepare()
+        self._signature.check(call.definition.name, args, kwargs)
         refs = current().call(call, args, kwargs)
         if call.num_returns == 1:
             return refs[0]

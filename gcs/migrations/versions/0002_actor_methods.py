@@ -14,6 +14,6 @@ def upgrade() -> None:
     """Adds ``regrow.actors.methods``."""
     op.execute("ALTER TABLE regrow.actors ADD COLUMN methods bytea")
     op.execute(
-        "COMMENT ON COLUMN regrow.actors.methods IS 'msgpack of {method: number of return values}, "
-        "where it has a name.'"
+        "COMMENT ON COLUMN regrow.actors.methods IS 'msgpack of {method: [number of return values, "
+        "its parameters]}, where it has a name.'"
     )
