@@ -6,10 +6,8 @@ through the client it is given.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-import pickle
 import time
 import traceback
 from collections.abc import Callable
@@ -21,8 +19,7 @@ import msgspec
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
-from regrow._functions import load
-from regrow._refs import ObjectRef
+from regrow._functions import load, qualified_name
 from regrow._signatures import methods_of, packed_methods
 from regrow.config import INLINE_MAX
 from regrow.exceptions import RayError, RaySystemError, RayTaskError
@@ -286,29 +283,37 @@ def _error_return(data: bytes) -> Return:
 def serialize_error(name: str, error: BaseException) -> bytes:
     """A serialized RayTaskError with the frames of the program only.
 
-    A cause that cannot be pickled and unpickled is left out; the text has what it said.
+    A cause that cannot be pickled and unpickled is left out; the text has what it said, and why.
     """
     text = _traceback(error)
     # A failure that passes through tasks keeps the type of the first one's exception.
     cause = error.cause if isinstance(error, RayTaskError) else error
+    missing = ""
     if cause is not None:
-        with contextlib.suppress(Exception):  # it does not pickle, in one way or another
-            bare = _without_traceback(cause)
-            data = serialize(RayTaskError(name, text, bare), ref_types=frozenset({ObjectRef}))
-            if data.layout.size <= _ERROR_MAX:
-                packed = data.layout.to_bytes()
-                deserialize(packed)
-                return packed
+        data, missing = _with_cause(name, text, cause)
+        if data is not None:
+            return data
     if len(text) > _TEXT_MAX:
         text = text[: _TEXT_MAX // 2] + "\n...\n" + text[-_TEXT_MAX // 2 :]
-    text += f"(the exception itself, a {type(error).__name__}, could not be pickled)\n"
-    return serialize(RayTaskError(name, text)).layout.to_bytes()
+    return serialize(RayTaskError(name, text + missing)).layout.to_bytes()
 
 
-def _without_traceback(error: BaseException) -> BaseException:
-    copied = pickle.loads(cloudpickle.dumps(error))
-    assert isinstance(copied, BaseException)
-    return copied
+def _with_cause(name: str, text: str, cause: BaseException) -> tuple[bytes | None, str]:
+    """The serialized error, or why its cause is not in it."""
+    what = f"(the exception itself, a {qualified_name(type(cause))}, is not here: "
+    step = "pickling"
+    try:
+        layout = serialize(RayTaskError(name, text, cause), ref_types=REF_TYPES).layout
+        if layout.size > _ERROR_MAX:
+            return None, f"{what}it has {layout.size} bytes, more than {_ERROR_MAX})\n"
+        data = layout.to_bytes()
+        step = "unpickling"
+        copied = deserialize(data).cause
+    except Exception as error:  # whatever the code of the user's type raises
+        return None, f"{what}{step} it raised {type(error).__name__}: {error})\n"
+    if not isinstance(copied, BaseException):
+        return None, f"{what}unpickled it is a {qualified_name(type(copied))})\n"
+    return data, ""
 
 
 def _traceback(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from regrow._causes import as_type, carried
+
 
 class RayError(Exception):
     """Base of all errors that regrow raises."""
@@ -21,7 +23,7 @@ RegrowError = RayError
 class RayTaskError(RayError):
     """A task or actor method raised. The instance that ``get`` raises is *also* of the user's type.
 
-    ``cause`` is the user's exception where it could be pickled; ``traceback_str`` the remote
+    ``cause`` is the user's exception where it could travel; ``traceback_str`` the remote
     traceback as text; ``function_name`` what ran.
     """
 
@@ -45,21 +47,18 @@ class RayTaskError(RayError):
             return self
         if not issubclass(cause_type, Exception):
             return self
+        name = f"RayTaskError({cause_type.__name__})"
         try:
-            dual = type(
-                f"RayTaskError({cause_type.__name__})",
-                (RayTaskError, cause_type),
-                {"__module__": "regrow.exceptions", "__init__": RayTaskError.__init__},
-            )
-            error: RayTaskError = dual(self.function_name, self.traceback_str, self.cause)
-        except TypeError:  # the type forbids subclassing or mixing: the plain error still tells all
+            dual = type(name, (RayTaskError, cause_type), {"__module__": "regrow.exceptions"})
+            error: RayTaskError = as_type(self.cause, dual)
+        except Exception:  # whatever forbids subclassing or mixing: the plain error still tells all
             return self
-        error.__dict__.update({k: v for k, v in vars(self.cause).items() if k not in vars(error)})
-        error.__cause__ = self.cause
+        error.__dict__.update(vars(self))
+        object.__setattr__(error, "__cause__", self.cause)  # a frozen type forbids the statement
         return error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (RayTaskError, (self.function_name, self.traceback_str, self.cause))
+        return (RayTaskError, (self.function_name, self.traceback_str, carried(self.cause)))
 
 
 class WorkerCrashedError(RayError):

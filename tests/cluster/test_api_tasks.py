@@ -290,10 +290,11 @@ def test_workers_have_a_fixed_hash_seed() -> None:
 
 
 class ShopError(Exception):
-    """An exception that cannot be unpickled: its arguments are not those of its constructor."""
+    """Its arguments are not those of its constructor."""
 
     def __init__(self, item: str, price: int) -> None:
         super().__init__(f"{item} costs {price}")
+        self.price = price
 
 
 def buy(item: str) -> None:
@@ -342,10 +343,17 @@ def test_chained_errors_show_their_origin() -> None:
     assert "LookupError: milk" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["shop", "lock"])
-def test_errors_that_do_not_pickle_arrive_as_text(kind: str) -> None:
-    with pytest.raises(RayTaskError, match="tea costs 3" if kind == "shop" else "held"):
-        get(failing.remote(kind))
+def test_an_error_with_a_constructor_of_its_own_has_its_type() -> None:
+    with pytest.raises(ShopError, match="tea costs 3") as caught:
+        get(failing.remote("shop"))
+    assert isinstance(caught.value, RayTaskError)
+    assert caught.value.args == ("tea costs 3",)
+    assert caught.value.price == 3
+
+
+def test_an_error_that_does_not_pickle_arrives_as_text_that_says_why() -> None:
+    with pytest.raises(RayTaskError, match=r"held[^$]*RuntimeError, is not here: pickling .*lock"):
+        get(failing.remote("lock"))
 
 
 @pytest.mark.parametrize(
