@@ -5,12 +5,13 @@ were stored: what is missing, truncated or altered raises ObjectCorruptedError, 
 is simply a lost one. Decides nothing about what is spilled or kept.
 
 All functions block; the node calls them in a thread pool. They may run in several threads at once,
-on different objects. One node uses one folder of its own.
+on different objects. A node spills to a folder of its own; durable storage is one for all nodes.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -68,12 +69,17 @@ class Folder(Protocol):
 
 
 class SpillStorage:
-    """Objects in one folder, with the sum of their bytes."""
+    """Objects in one folder, with the sum of their bytes.
 
-    def __init__(self, folder: Folder) -> None:
+    ``shared``: other nodes use the folder too, and only what this process wrote is counted.
+    """
+
+    def __init__(self, folder: Folder, *, shared: bool = False) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
+        if shared:
+            return  # it may be large, and an unfinished write may be another node's
         for name, size in folder.sizes().items():
             if key_of(name) is None:
                 folder.delete(name)  # a write that was cut off
@@ -141,21 +147,40 @@ class SpillStorage:
             self._sizes.clear()
 
 
-def open_storage(uri: str) -> SpillStorage:
+def open_storage(uri: str, *, shared: bool = False) -> SpillStorage:
     """The storage at ``uri``: a path, ``file://``, or what pyarrow knows (``s3://``, ``gs://``...).
 
     The folder is made if missing; what an earlier process left in it is kept, but for unfinished
-    writes. Raises OSError, and ValueError for a URI that pyarrow does not know.
+    writes where it is not ``shared``. Raises OSError, and ValueError for a URI that pyarrow does
+    not know.
     """
+    return SpillStorage(_folder_at(uri), shared=shared)
+
+
+def probe_storage(uri: str) -> None:
+    """Write, read and delete a small file at ``uri``. Raises as ``open_storage`` does."""
+    folder = _folder_at(uri)
+    name = f"probe-{secrets.token_hex(8)}"
+    data = name.encode()
+    folder.write(name, memoryview(data), sync=False)
+    try:
+        read = b"".join(folder.blocks(name, memoryview(bytearray(len(data)))))
+    finally:
+        folder.delete(name)
+    if read != data:
+        raise OSError("what was written there reads otherwise")
+
+
+def _folder_at(uri: str) -> Folder:
     parts = urlsplit(uri)
     if parts.scheme == "file":
-        return SpillStorage(LocalFolder(Path(unquote(parts.path))))
+        return LocalFolder(Path(unquote(parts.path)))
     if "://" not in uri:
-        return SpillStorage(LocalFolder(Path(uri)))
+        return LocalFolder(Path(uri))
     from pyarrow import fs  # costs 100 ms and starts threads: only where it is used
 
     filesystem, path = fs.FileSystem.from_uri(uri)
-    return SpillStorage(ArrowFolder(filesystem, path))
+    return ArrowFolder(filesystem, path)
 
 
 class LocalFolder:

@@ -7,6 +7,7 @@ reports each with one event.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from regrow.exceptions import OutOfDiskError, StorageError
 from regrow.messages import Fetch, Fetched, PeerHello, encode, peer_decoder
 from regrow.objectstore.arena import Arena
 from regrow.objectstore.effects import DeleteFile, ObjectKey, Restore
@@ -172,8 +174,8 @@ class ByteMover:
             with self._place(effect.key, effect.offset, effect.size) as dest:
                 self._durable().read_into((effect.key[0], 0), dest, effect.digest)
 
-        ok = await self._in_thread(load, "load")
-        self._on_event(events.Fetched(effect.key, ok))
+        error = await self._in_thread(load, "load")
+        self._on_event(events.Fetched(effect.key, error is None))
 
     async def _store(self, effect: events.StoreBytes) -> None:
         name = file_name((effect.key[0], 0))
@@ -182,9 +184,13 @@ class ByteMover:
             with self._place(effect.key, effect.offset, effect.size) as source:
                 self._durable().write((effect.key[0], 0), source)
 
-        ok = await self._in_thread(store, "store")
-        path = f"{self._storage_uri.rstrip('/')}/{name}" if ok else ""
-        self._on_event(events.Stored(effect.key[0], path))
+        error = await self._in_thread(store, "store")
+        if error is None:
+            path = f"{self._storage_uri.rstrip('/')}/{name}"
+            self._on_event(events.Stored(effect.key[0], path))
+        else:
+            detail = str(error) or type(error).__name__
+            self._on_event(events.Stored(effect.key[0], "", _failure_code(error), detail))
 
     async def _spill_object(self, effect: events.SpillBytes) -> None:
         spill = effect.spill
@@ -193,7 +199,8 @@ class ByteMover:
             with self._place(spill.key, spill.offset, spill.size) as source:
                 self._spill_storage().write(spill.key, source, sync=False)
 
-        self._on_event(events.Spilled(spill.key, await self._in_thread(write, "spill")))
+        error = await self._in_thread(write, "spill")
+        self._on_event(events.Spilled(spill.key, error is None))
 
     async def _restore(self, effect: events.RestoreBytes) -> None:
         restore = effect.restore
@@ -205,16 +212,21 @@ class ByteMover:
             with self._place(restore.key, offset, restore.size) as dest:
                 self._spill_storage().read_into(restore.key, dest, effect.digest)
 
-        self._on_event(events.Restored(restore.key, await self._in_thread(read, "restore")))
+        error = await self._in_thread(read, "restore")
+        self._on_event(events.Restored(restore.key, error is None))
 
-    async def _in_thread(self, work: Callable[[], None], what: str) -> bool:
+    async def _in_thread(self, work: Callable[[], None], what: str) -> Exception | None:
+        """Does it there; the error, if any. Every effect is answered: somebody waits for it."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._pool, work)
         except (OSError, ObjectCorruptedError) as error:
             logger.warning("%s failed: %s", what, error)
-            return False
-        return True
+            return error
+        except Exception as error:  # what a file system of pyarrow raises is its own affair
+            logger.exception("%s failed", what)
+            return error
+        return None
 
     def _place(self, key: ObjectKey, offset: int, size: int) -> memoryview:
         if offset >= 0:
@@ -231,7 +243,7 @@ class ByteMover:
 
     def _durable(self) -> SpillStorage:
         if self._storage is None:
-            self._storage = open_storage(self._storage_uri)
+            self._storage = open_storage(self._storage_uri, shared=True)
         return self._storage
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -254,6 +266,11 @@ class ByteMover:
         elif Path(self._spill_uri).is_dir():
             os.rmdir(self._spill_uri)
         self._files.remove()
+
+
+def _failure_code(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return OutOfDiskError.code if full else StorageError.code
 
 
 async def _exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, size: int) -> bytes:

@@ -783,6 +783,7 @@ class Core:
             self.pool.offload()
         if self.tasks.infeasible:
             self.tasks.retry_infeasible()
+        self.transport.store_again(now_ms)
         self.transport.write_behind(now_ms)
         self.objects.tick(now_ms)
         relocate, self._relocate = self._relocate, {}

@@ -127,10 +127,13 @@ class Restored(Struct, frozen=True, gc=False):
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A ``StoreBytes`` ended; ``path`` is empty if it failed."""
+    """A ``StoreBytes`` ended; ``path`` is empty if it failed, for the reason in ``detail``."""
 
     object_id: bytes
     path: str
+    #: Of the error: "out_of_disk" or "storage".
+    code: str = ""
+    detail: str = ""
 
 
 Event = (

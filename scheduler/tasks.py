@@ -47,7 +47,7 @@ from regrow.messages import (
     header_decoder,
 )
 from regrow.objectstore.layout import digest as digest_of
-from regrow.scheduler import policy
+from regrow.scheduler import events, policy
 from regrow.scheduler.ledger import NOTHING, ONE_CPU, Shape, missing, shape_of
 from regrow.scheduler.objects import Entry, failure_value
 
@@ -664,20 +664,41 @@ class TaskTable:
         core = self._core
         task.state = STORING
         task.worker = None
-        left = 0
-
-        def stored(path: str) -> None:
-            nonlocal left
-            left -= 1
-            if not left and self.tasks.get(task.header.task_id) is task:
-                self.complete(task, done.status, done.returns, done.duration_us)
-
         large = [i for i, returned in enumerate(done.returns) if returned.data is None]
         left = len(large)
+        refused: events.Stored | None = None
+
+        def stored(event: events.Stored) -> None:
+            nonlocal left, refused
+            left -= 1
+            if not event.path:
+                refused = event
+            if left or self.tasks.get(task.header.task_id) is not task:
+                return
+            if refused is None:
+                self.complete(task, done.status, done.returns, done.duration_us)
+            else:
+                self._not_stored(task, refused)
+
         for index in large:
             entry = core.objects.entry(object_id(task.header.task_id, index))
             entry.key = (entry.object_id, task.attempt)
-            core.transport.store_bytes(entry, stored)
+            core.transport.store_bytes(entry, stored, core.config.storage_retry_s)
+
+    def _not_stored(self, task: Task, refused: events.Stored) -> None:
+        """Without it in storage, a result that cannot be made again may be seen by nobody."""
+        core = self._core
+        for oid in task.object_ids:
+            entry = core.objects.entries.get(oid)
+            if entry is not None:
+                core.transport.free(entry)
+        message = (
+            f"{task.header.name} ran, but its large result, which max_retries=0 forbids to make "
+            f"again, could not be stored for {core.config.storage_retry_s:g} s: {refused.detail}. "
+            "Make room in the storage of the cluster, name another (init(storage=...)), or give "
+            "the task a max_retries above 0."
+        )
+        self.fail(task, refused.code, message)
 
     def fail(self, task: Task, code: str, message: str) -> None:
         """The system gives the task up: a committed result like any other."""

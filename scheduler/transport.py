@@ -8,7 +8,7 @@ given the place and a pin; it gives the pin back, or dies, which gives back all 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from regrow.gcs.operations import PutRow
 from regrow.messages import (
@@ -36,6 +36,26 @@ if TYPE_CHECKING:
 
 #: As the owner of copies that this node fetches, and of pins for storing and serving.
 NODE = "node"
+#: A result that storage refused is written again so much later.
+STORE_RETRY_MS: Final = 500.0
+#: A put, which nobody waits for.
+BEHIND_RETRY_MS: Final = 5000.0
+
+
+class _Storing:
+    """An object that is being written to storage."""
+
+    __slots__ = ("again_ms", "key", "then", "until_ms")
+
+    def __init__(
+        self, key: ObjectKey, then: Callable[[events.Stored], None], until_ms: float
+    ) -> None:
+        self.key = key
+        self.then = then
+        #: Until then a failure is not the end.
+        self.until_ms = until_ms
+        #: When it is written again; negative while it is being written.
+        self.again_ms = -1.0
 
 
 class Transport:
@@ -54,12 +74,17 @@ class Transport:
         #: Clients whose ``Create`` is not answered yet.
         self._creating: dict[ObjectKey, int] = {}
         #: What is being written to storage, and who is told.
-        self._storing: dict[bytes, tuple[ObjectKey, Callable[[str], None]]] = {}
+        self._storing: dict[bytes, _Storing] = {}
+        #: The last write to storage failed.
+        self._storage_fails = False
         self._reported: dict[bytes, int] = {}
         self._added: list[tuple[bytes, int]] = []
         self._removed: list[bytes] = []
         #: Puts of drivers, to be written behind; oldest first.
         self._behind: dict[bytes, None] = {}
+        #: Those that could not be written, and when they are tried again, all together.
+        self._behind_again: dict[bytes, None] = {}
+        self._behind_again_ms = 0.0
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -265,31 +290,67 @@ class Transport:
         if key is not None:
             self.unpin(NODE, [key])
 
-    def store_bytes(self, entry: Entry, then: Callable[[str], None]) -> None:
-        """Writes an object that is here to storage; ``then`` is told the path ("" if it failed)."""
+    def store_bytes(
+        self, entry: Entry, then: Callable[[events.Stored], None], patience_s: float = 0.0
+    ) -> None:
+        """Writes an object that is here to storage, trying again for so long, and tells ``then``.
+
+        It stays pinned meanwhile.
+        """
         key = entry.key
         assert key is not None
-        location = None if entry.object_id in self._storing else self.pin(key, NODE)
+        object_id = entry.object_id
+        location = None if object_id in self._storing else self.pin(key, NODE)
         if location is None:
-            then("")
+            then(events.Stored(object_id, "", "storage", "its copy cannot be read now"))
             return
-        self._storing[entry.object_id] = key, then
+        until_ms = self._core.now_ms + patience_s * 1000
+        self._storing[object_id] = _Storing(key, then, until_ms)
         self._core.emit(events.StoreBytes(key, self._offset(location), location.size))
 
     def stored(self, event: events.Stored) -> None:
-        key, then = self._storing.pop(event.object_id)
-        self.unpin(NODE, [key])
-        entry = self._core.objects.entries.get(event.object_id)
+        core = self._core
+        storing = self._storing[event.object_id]
+        entry = core.objects.entries.get(event.object_id)
+        self._note_storage(event)
+        if not event.path and entry is not None and core.now_ms < storing.until_ms:
+            storing.again_ms = core.now_ms + STORE_RETRY_MS
+            return
+        del self._storing[event.object_id]
+        self.unpin(NODE, [storing.key])
         if entry is not None and event.path:
             entry.stored = event.path
-            self._carry(self.store.set_droppable(key, True))
+            self._carry(self.store.set_droppable(storing.key, True))
         if event.path:
-            self._core.journal.stored(event.object_id, event.path)
-        then(event.path)
+            core.journal.stored(event.object_id, event.path)
+        storing.then(event)
+
+    def _note_storage(self, event: events.Stored) -> None:
+        """The first failure and the end of failing are events of the log."""
+        if self._storage_fails == (not event.path):
+            return
+        self._storage_fails = not event.path
+        if self._storage_fails:
+            self._core.journal.event("storage_failed", event.object_id, event.detail)
+        else:
+            self._core.journal.event("storage_works", event.object_id, "storage works again")
+
+    def store_again(self, now_ms: float) -> None:
+        """What storage refused a while ago is written once more."""
+        for storing in self._storing.values():
+            if 0 <= storing.again_ms <= now_ms:
+                storing.again_ms = -1.0
+                copy = self.store.lookup(storing.key)
+                assert copy is not None, "pinned, and yet gone"
+                offset = -1 if copy.offset is None else copy.offset
+                self._core.emit(events.StoreBytes(storing.key, offset, copy.size))
 
     def write_behind(self, now_ms: float) -> None:
         """Puts of drivers that have lived long enough go to storage: they have no producer."""
         delay_ms = self._core.config.write_behind_delay_s * 1000
+        if self._behind_again and now_ms >= self._behind_again_ms:
+            self._behind.update(self._behind_again)
+            self._behind_again.clear()
         while self._behind:
             object_id = next(iter(self._behind))
             entry = self._core.objects.entries.get(object_id)
@@ -297,14 +358,22 @@ class Transport:
                 if now_ms - entry.put_at_ms < delay_ms:
                     return
                 if not entry.stored:
-                    self.store_bytes(entry, _nothing)
+                    self.store_bytes(entry, self._wrote_behind)
             del self._behind[object_id]
+
+    def _wrote_behind(self, event: events.Stored) -> None:
+        """The put stays volatile while storage fails; it is tried again by and by."""
+        if not event.path and event.object_id in self._core.objects.entries:
+            if not self._behind_again:
+                self._behind_again_ms = self._core.now_ms + BEHIND_RETRY_MS
+            self._behind_again[event.object_id] = None
 
     # --- letting go -------------------------------------------------------------------------------
 
     def free(self, entry: Entry) -> None:
         """Nobody holds the object: its copy here goes."""
         self._behind.pop(entry.object_id, None)
+        self._behind_again.pop(entry.object_id, None)
         if entry.key is not None:
             key, entry.key = entry.key, None
             self._digests.pop(key, None)
@@ -425,7 +494,3 @@ class Transport:
     @staticmethod
     def _offset(location: Location) -> int:
         return -1 if location.path else location.offset
-
-
-def _nothing(path: str) -> None:
-    """The put stays volatile if storage failed; an event says so."""

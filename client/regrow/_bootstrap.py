@@ -107,7 +107,8 @@ def attach(
     has can only be said where one is started, as in Ray.
 
     Raises ClusterConnectionError (a ConnectionError) if there is no cluster, or none could be
-    started, or Postgres cannot be used; ValueError for what a running cluster cannot heed.
+    started, or Postgres cannot be used; StorageError if the storage cannot; ValueError for what a
+    running cluster cannot heed.
     """
     if address is None:
         address = os.environ.get("REGROW_ADDRESS") or None
@@ -115,6 +116,7 @@ def attach(
     must_run = address not in (None, "local")
     if must_run and not place.is_dir():
         raise _nothing_there(place, gcs_address)
+    place_of_objects = _storage_in_full(storage)
     options = NodeOptions(
         num_cpus, num_gpus, resources or {}, object_store_memory=object_store_memory
     )
@@ -127,7 +129,7 @@ def attach(
     _home.create(place)
     with _home.start_lock(place, START_TIMEOUT_S):
         cluster = _inspect(place)
-        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, storage)
+        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, place_of_objects)
         if cluster.runs and address == "local":
             raise ClusterConnectionError(
                 f"a cluster runs in {place} already; call init() without address='local' to join it"
@@ -169,8 +171,10 @@ def start_head(
 ) -> Session:
     """Start a cluster that stays: Postgres, the control store and the head node.
 
-    The session is no driver's. Raises ClusterConnectionError if one runs in this home already.
+    The session is no driver's. Raises ClusterConnectionError if one runs in this home already, or
+    Postgres cannot be used; StorageError if the storage cannot.
     """
+    place_of_objects = _storage_in_full(storage)
     _home.create(home)
     with _home.start_lock(home, START_TIMEOUT_S):
         cluster = _inspect(home)
@@ -181,7 +185,8 @@ def start_head(
             raise ClusterConnectionError(
                 f"a cluster runs in {home} already; `regrow status` shows it, `regrow stop` ends it"
             )
-        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, storage, port)
+        database = postgres or os.environ.get("REGROW_POSTGRES") or None
+        wanted = Wanted(database, place_of_objects, port)
         socket, daemon = _start(cluster, options or NodeOptions(), wanted, ephemeral=ephemeral)
         return Session(
             home,
@@ -340,6 +345,14 @@ def _nothing_there(home: Path, gcs_address: str) -> ClusterConnectionError:
     )
 
 
+def _storage_in_full(storage: str | None) -> str | None:
+    if storage is None:
+        return None
+    from regrow._named_storage import in_full
+
+    return in_full(storage)
+
+
 def _refuse_unheeded(cluster: Cluster, wanted: Wanted, resources: set[str]) -> None:
     """Raise for what was asked of a cluster that runs already and cannot change."""
     gcs = cluster.gcs
@@ -383,6 +396,10 @@ def _start(
 
             check_postgres(wanted.postgres)
             kept = without_password(wanted.postgres)
+        if wanted.storage is not None:
+            from regrow._named_storage import check_storage
+
+            check_storage(wanted.storage)
         _home.remember_database(home, kept)
     else:
         _refuse_unheeded(cluster, wanted, set())

@@ -2,7 +2,8 @@
 
 Parses and dispatches only; what a command does is in the ``_cli_*`` modules, imported when it runs,
 so that ``regrow --help`` is quick. Exit status: 0 done; 1 it failed; 2 wrong usage, or there is no
-cluster or database to connect to. An error is one sentence on standard error, never a traceback.
+cluster, database or storage that can be used. An error is one sentence on standard error, never a
+traceback.
 """
 
 from __future__ import annotations
@@ -316,12 +317,13 @@ def main() -> None:
 
 def _say(error: Exception) -> int:
     """Print an operating error as a sentence; its exit status. Raises what is none."""
-    from regrow.exceptions import ClusterConnectionError, RayError
+    from regrow.exceptions import ClusterConnectionError, RayError, StorageError
 
     if not isinstance(error, RayError):
         raise error
     print(f"regrow: {error}", file=sys.stderr)
-    refused = isinstance(error, ClusterConnectionError) or error.code == "statement_writes"
+    unusable = isinstance(error, (ClusterConnectionError, StorageError))
+    refused = unusable or error.code == "statement_writes"
     return 2 if refused else 1
 
 

@@ -59,6 +59,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rebuilt_kept_s: float = 20.0
     #: A put of a driver is written behind to storage when it is this old.
     write_behind_delay_s: float = 1.0
+    #: How long storage may refuse a result that must be in it before anyone sees it.
+    storage_retry_s: float = 10.0
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Config:

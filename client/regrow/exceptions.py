@@ -158,7 +158,7 @@ class ObjectStoreFullError(RayError):
 
 
 class OutOfDiskError(RayError):
-    """The spill storage is full."""
+    """The storage is full, and what must be in it could not be written."""
 
     code = "out_of_disk"
 
@@ -199,6 +199,12 @@ class ControlStoreError(RaySystemError):
     code = "control_store"
 
 
+class StorageError(RaySystemError):
+    """The storage of objects (``init(storage=...)``) cannot be used; the message says why."""
+
+    code = "storage"
+
+
 class DatabaseRestoredError(ControlStoreError):
     """The database is older than what this cluster has committed: it was restored from a backup."""
 
@@ -214,5 +220,6 @@ BY_CODE: dict[str, type[RayError]] = {
         ActorUnschedulableError, ObjectLostError, ObjectReconstructionFailedError, ObjectFreedError,
         ReplayDifferenceError, ReplayMismatchError, ObjectStoreFullError, OutOfDiskError,
         OutOfMemoryError, RaySystemError, ControlStoreError, DatabaseRestoredError,
+        StorageError,
     )
 }  # fmt: skip

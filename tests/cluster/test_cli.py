@@ -186,6 +186,7 @@ class TestWithoutACluster:
             "regrow start --head --resources '[1]'",
             "regrow start --head --object-store-memory big",
             "regrow start --address 10.0.0.1:99",
+            "regrow start --head --storage ''",
             "regrow list",
             "regrow list dogs",
             "regrow list tasks --filter nonsense=1",
@@ -200,6 +201,15 @@ class TestWithoutACluster:
     def test_joining_a_home_where_nothing_runs_fails(self, shell: Shell) -> None:
         said = shell.run(f"regrow start --address {shell.home}", 2).stderr
         assert f"no cluster runs in {shell.home}" in said
+
+
+class TestStorageThatCannotBeUsed:
+    @pytest.mark.parametrize("storage", ["bogus://x", "/dev/null/x"])
+    def test_it_is_refused_in_one_sentence(self, shell: Shell, storage: str) -> None:
+        done = shell.run(f"regrow start --head --storage {storage}", 2)
+        assert done.stderr.startswith(f"regrow: the storage '{storage}' ")
+        assert done.stderr.count("\n") == 1
+        assert _daemons.find(shell.home) == []
 
 
 class TestPostgresThatCannotBeUsed:

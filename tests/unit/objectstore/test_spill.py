@@ -16,7 +16,14 @@ from pyarrow import fs
 from regrow.objectstore import spill
 from regrow.objectstore.errors import ObjectCorruptedError
 from regrow.objectstore.layout import digest
-from regrow.objectstore.spill import ArrowFolder, SpillStorage, file_name, key_of, open_storage
+from regrow.objectstore.spill import (
+    ArrowFolder,
+    SpillStorage,
+    file_name,
+    key_of,
+    open_storage,
+    probe_storage,
+)
 
 KEY = (b"k" * 20, 3)
 DATA = bytes(range(256)) * 10_000
@@ -185,3 +192,17 @@ def test_other_file_names_are_nobody_s(name: str) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         open_storage("nonsense://bucket/path")
+
+
+def test_opening_a_shared_folder_leaves_what_others_are_writing(tmp_path: Path) -> None:
+    being_written = tmp_path / (file_name(KEY) + ".tmp")
+    being_written.touch()
+    assert open_storage(str(tmp_path), shared=True).used_bytes == 0
+    assert being_written.exists()
+
+
+def test_a_probe_leaves_nothing_and_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
+    probe_storage(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(OSError, match="Not a directory"):
+        probe_storage("/dev/null/new")

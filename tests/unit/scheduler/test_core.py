@@ -8,6 +8,7 @@ from regrow.gcs.operations import CONFLICT, FENCED
 from regrow.ids import driver_task_id, object_id, put_object_id
 from regrow.messages import (
     OK,
+    SYSTEM_ERROR,
     TASK_ERROR,
     Blocked,
     Committed,
@@ -27,6 +28,7 @@ from regrow.messages import (
     Release,
     Return,
     Run,
+    Seal,
     Submit,
     TaskDone,
     TaskState,
@@ -36,6 +38,7 @@ from regrow.messages import (
     Values,
     Watch,
     encode,
+    failure_decoder,
 )
 from regrow.objectstore.layout import digest
 from regrow.scheduler import events
@@ -213,6 +216,72 @@ def test_a_large_result_that_cannot_be_made_again_is_stored_before_it_is_release
     node.commit_all()
     assert node.values(DRIVER) == [oid]
     assert store.key == (oid, 1)
+    assert any(stored == (oid, "storage/x") for b in node.batches() for stored in b.stored)
+
+
+def tick(node: Harness, at_ms: float) -> None:
+    node.core.now_ms = at_ms
+    node.say(events.Tick(at_ms))
+
+
+def refuse_store(node: Harness, oid: bytes, code: str = "storage") -> None:
+    node.say(events.Stored(oid, "", code, "it says no"))
+
+
+def test_storage_that_refuses_once_is_asked_again() -> None:
+    node, worker = running()
+    oid = large_result(node, worker, max_retries=0)
+    refuse_store(node, oid)
+    assert len(node.of(events.StoreBytes)) == 1
+    tick(node, 1000)
+    assert len(node.of(events.StoreBytes)) == 2
+    tick(node, 1500)
+    assert len(node.of(events.StoreBytes)) == 2, "one write at a time"
+    node.say(events.Stored(oid, "storage/x"))
+    node.commit_all()
+    assert node.values(DRIVER) == [oid]
+    assert [e.kind for b in node.batches() for e in b.events] == ["storage_failed", "storage_works"]
+
+
+def test_a_result_that_storage_keeps_refusing_is_a_typed_error_and_holds_nothing() -> None:
+    node, worker = running()
+    oid = large_result(node, worker, max_retries=0)
+    at_ms = 0.0
+    for _ in range(100):
+        refuse_store(node, oid, "out_of_disk")
+        if node.values(DRIVER) or not node.core.tasks.tasks:
+            break
+        at_ms += 2000.0
+        tick(node, at_ms)
+    assert at_ms / 1000 >= node.core.config.storage_retry_s
+    node.commit_all()
+    (value,) = [v for message in node.messages(DRIVER, Values) for v in message.values]
+    assert value.object_id == oid
+    assert value.status == SYSTEM_ERROR
+    assert value.data is not None
+    failure = failure_decoder.decode(value.data)
+    assert failure.code == "out_of_disk"
+    assert "it says no" in failure.message
+    assert node.core.transport.store.lookup((oid, 1)) is None
+
+
+def test_a_put_that_storage_refused_is_written_behind_later() -> None:
+    node, _ = running()
+    oid = put_object_id(node.ids.next_id())
+    node.client(DRIVER, Create(oid, 0, BIG))
+    node.client(DRIVER, Seal(oid, driver_task_id(ROOT), 1, BIG, digest(b"bytes")))
+    at_ms = 0.0
+    for attempt in range(1, 4):
+        at_ms += 60_000
+        tick(node, at_ms)
+        tick(node, at_ms + 1)
+        assert len(node.of(events.StoreBytes)) == attempt
+        refuse_store(node, oid)
+    tick(node, at_ms + 60_000)
+    node.say(events.Stored(oid, "storage/x"))
+    tick(node, at_ms + 120_000)
+    assert len(node.of(events.StoreBytes)) == 4
+    node.commit_all()
     assert any(stored == (oid, "storage/x") for b in node.batches() for stored in b.stored)
 
 
