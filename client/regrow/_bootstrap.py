@@ -60,7 +60,15 @@ class Session:
         self._pid = os.getpid()
 
     def local_sockets(self) -> list[str]:
-        """The sockets of the nodes on this machine that accept now, lowest node id first."""
+        """The sockets of the nodes on this machine that accept now, lowest node id first.
+
+        Raises ClusterConnectionError if the cluster was stopped on purpose.
+        """
+        if _home.was_stopped(self.home):
+            raise ClusterConnectionError(
+                f"the cluster in {self.home} was stopped with `regrow stop`. Results that were not "
+                "fetched are in the log; see `regrow list tasks`."
+            )
         return [node.socket for node in _home.read_nodes(self.home) if _home.accepts(node.socket)]
 
     def release(self) -> None:
@@ -129,7 +137,7 @@ def attach(
     _home.create(place)
     with _home.start_lock(place, START_TIMEOUT_S):
         cluster = _inspect(place)
-        wanted = Wanted(postgres or os.environ.get("REGROW_POSTGRES") or None, place_of_objects)
+        wanted = Wanted(_server(postgres), place_of_objects)
         if cluster.runs and address == "local":
             raise ClusterConnectionError(
                 f"a cluster runs in {place} already; call init() without address='local' to join it"
@@ -185,8 +193,7 @@ def start_head(
             raise ClusterConnectionError(
                 f"a cluster runs in {home} already; `regrow status` shows it, `regrow stop` ends it"
             )
-        database = postgres or os.environ.get("REGROW_POSTGRES") or None
-        wanted = Wanted(database, place_of_objects, port)
+        wanted = Wanted(_server(postgres), place_of_objects, port)
         socket, daemon = _start(cluster, options or NodeOptions(), wanted, ephemeral=ephemeral)
         return Session(
             home,
@@ -199,15 +206,27 @@ def start_head(
         )
 
 
-def start_node(home: Path, options: NodeOptions, *, node_id: int = 0) -> NodeDaemon:
+def start_node(
+    home: Path, options: NodeOptions, *, node_id: int = 0, postgres: str | None = None
+) -> NodeDaemon:
     """Start one more node for the cluster whose control store runs (or is named) in this home.
 
     Returns at once; ``await_node`` waits until it is a member. ``node_id`` brings back an old one.
+    ``postgres`` may have the password that the cluster's own note of its server lacks. Raises
+    ClusterConnectionError if there is no cluster, or its named server cannot be used.
     """
-    if _find_gcs(home) is None and not _is_remote(home):
+    gcs = _home.read_gcs(home)
+    if gcs is None or (gcs.pid and _find_gcs(home) is None):
         raise _nothing_there(home, "")
+    password = ""
+    if _home.remembered_database(home):
+        from regrow._named_server import check_postgres, password_of
+
+        if postgres is not None:
+            password = password_of(postgres, gcs.postgres_url)
+        check_postgres(gcs.postgres_url, password)
     name = f"node-{time.time_ns() // 1_000_000:x}"
-    return _daemons.start_node(home, options, name=name, node_id=node_id)
+    return _daemons.start_node(home, options, name=name, node_id=node_id, password=password)
 
 
 def await_node(home: Path, node: NodeDaemon, timeout_s: float = START_TIMEOUT_S) -> NodeFile:
@@ -236,6 +255,7 @@ def connect_remote(home: Path, address: str, postgres: str, storage: str = "") -
         check_postgres(postgres)
         _home.token(home)
         _home.remember_database(home, without_password(postgres))
+        _home.note_started(home)
         _home.write_remote_gcs(home, address, postgres, storage)
 
 
@@ -345,6 +365,11 @@ def _nothing_there(home: Path, gcs_address: str) -> ClusterConnectionError:
     )
 
 
+def _server(postgres: str | None) -> str | None:
+    """The server that is asked for; an empty name is refused when it is checked."""
+    return os.environ.get("REGROW_POSTGRES") or None if postgres is None else postgres
+
+
 def _storage_in_full(storage: str | None) -> str | None:
     if storage is None:
         return None
@@ -404,6 +429,7 @@ def _start(
     else:
         _refuse_unheeded(cluster, wanted, set())
     _home.token(home)
+    _home.note_started(home)
     started: list[Daemon] = []
     with _ending_on_error(started, home if cluster.gcs is None else None):
         gcs = None
@@ -506,6 +532,7 @@ def _stop(home: Path, *, force: bool) -> Stopped:
     named = [node.pid for node in _home.read_nodes(home)]
     orphans = [pid for pid in _daemons.orphans(home, named) if pid not in nodes]
     grace_s = 0.0 if force else STOP_GRACE_S
+    _home.note_stopped(home)  # drivers that lose their node now need not look for another
     gone = _daemons.end(nodes, grace_s)
     gone &= _daemons.kill_sessions(orphans)
     gone &= _daemons.end(stores, grace_s)

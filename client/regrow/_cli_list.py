@@ -315,15 +315,18 @@ def status(*, as_json: bool) -> bool:
         else:
             print(f"No cluster runs in {home}.")
         return False
-    with connected(home) as connection:
-        alive = sql.SQL("alive")
-        nodes = select(connection, LISTINGS["nodes"], alive, [], 1000)
-        running, pending = _counts(connection)
+    try:
+        with connected(home) as connection:
+            alive = sql.SQL("alive")
+            nodes = select(connection, LISTINGS["nodes"], alive, [], 1000)
+            running, pending = _counts(connection)
+    except ClusterConnectionError as unreadable:
+        _status_of_this_machine(cluster, str(unreadable), as_json=as_json)
+        return True
     if as_json:
         _print_status(cluster, nodes, running, pending)
         return True
-    store = f"at {cluster.gcs.address}" if cluster.gcs is not None else "not running"
-    print(f"The cluster in {home}: control store {store}.")
+    print(_headline(cluster))
     print(f"{running} job(s) running, {pending} task(s) unfinished.")
     columns = LISTINGS["nodes"].columns
     shown = [index for index, column in enumerate(columns) if column.shown][:-1]
@@ -333,6 +336,40 @@ def status(*, as_json: bool) -> bool:
         [columns[index].format for index in shown],
     )
     return True
+
+
+def _headline(cluster: Cluster) -> str:
+    store = f"at {cluster.gcs.address}" if cluster.gcs is not None else "not running"
+    return f"The cluster in {cluster.home}: control store {store}."
+
+
+def _status_of_this_machine(cluster: Cluster, unreadable: str, *, as_json: bool) -> None:
+    """What can be told without the database: whether it runs, and the nodes that accept here."""
+    names = ("node_id", "incarnation", "pid", "host")
+    nodes = [(n.node_id, n.incarnation, n.pid, f"{n.host}:{n.port}") for n in cluster.nodes]
+    if as_json:
+        _cli_render.print_object(
+            _described(cluster)
+            | {
+                "database_error": unreadable,
+                "jobs_running": None,
+                "tasks_unfinished": None,
+                "nodes": [dict(zip(names, node, strict=True)) for node in nodes],
+            }
+        )
+        return
+    print(_headline(cluster))
+    print(f"Only the nodes of this machine are shown, without jobs and tasks: {unreadable}.")
+    _cli_render.print_table(names, nodes)
+
+
+def _described(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "home": str(cluster.home),
+        "running": cluster.runs,
+        "control_store": cluster.gcs.address if cluster.gcs is not None else None,
+        "storage": cluster.gcs.storage if cluster.gcs is not None else None,
+    }
 
 
 def _counts(connection: Connection) -> tuple[int, int]:
@@ -350,11 +387,8 @@ def _print_status(
 ) -> None:
     columns = LISTINGS["nodes"].columns
     _cli_render.print_object(
-        {
-            "home": str(cluster.home),
-            "running": cluster.runs,
-            "control_store": cluster.gcs.address if cluster.gcs is not None else None,
-            "storage": cluster.gcs.storage if cluster.gcs is not None else None,
+        _described(cluster)
+        | {
             "jobs_running": running,
             "tasks_unfinished": pending,
             "nodes": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ MAX_ROWS = 1000
 TASK_ID_HEX = 32
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 SPANS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 Format = Callable[[Any], str]
 
@@ -57,17 +60,21 @@ def print_table(
 def print_json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """An array with one object per row; bytes are hexadecimal, times ISO 8601."""
     objects = [dict(zip(names, map(jsonable, row), strict=True)) for row in rows]
-    print(json.dumps(objects, indent=2, ensure_ascii=False, default=jsonable))
+    print(json.dumps(objects, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_object(value: dict[str, Any]) -> None:
     """One object, as ``print_json`` prints them."""
-    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def jsonable(value: Any) -> Any:
-    """This value as JSON can hold it."""
+    """This value as JSON can hold it: what is not finite is text, as in Postgres's own JSON."""
     match value:
+        case float() if not math.isfinite(value):
+            return _NOT_FINITE[str(value)]
+        case decimal.Decimal() if not value.is_finite():
+            return _NOT_FINITE[str(float(value))]
         case bytes() | bytearray() | memoryview():
             return bytes(value).hex()
         case datetime.datetime() | datetime.date() | datetime.time():

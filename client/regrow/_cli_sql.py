@@ -48,11 +48,8 @@ def execute(connection: Connection, query: str) -> tuple[list[str], list[tuple[o
     Raises StatementError.
     """
     # Bytes: the text is the user's, whose % are no placeholders.
-    statement = query.strip().encode()
-    if not statement:
-        raise StatementError("the query is empty")
     try:
-        cursor = connection.execute(statement)
+        cursor = connection.execute(query.strip().encode())
         while cursor.nextset():
             pass
         names = [column.name for column in cursor.description or ()]

@@ -120,6 +120,10 @@ def start(asked: Asked) -> None:
 
 
 def _postgres(asked: Asked) -> str | None:
+    if asked.postgres is not None and not asked.postgres.strip():
+        raise typer.BadParameter(
+            "it is empty; leave it out for the embedded server", param_hint="--postgres"
+        )
     if asked.postgres_file is None:
         return asked.postgres or os.environ.get("REGROW_POSTGRES") or None
     if asked.postgres is not None:
@@ -179,7 +183,7 @@ def _join(asked: Asked, postgres: str | None) -> None:
                 "the file `token` in that cluster's home holds"
             )
         _bootstrap.connect_remote(home, gcs_address, postgres)
-    daemon = _bootstrap.start_node(home, asked.options)
+    daemon = _bootstrap.start_node(home, asked.options, postgres=postgres)
     node = _bootstrap.await_node(home, daemon)
     stopping = _asked_to_stop() if asked.block else None
     print(f"Node {node.node_id} has joined the cluster in {home}.", flush=True)

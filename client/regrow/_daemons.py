@@ -169,8 +169,12 @@ def start_node(
     head: bool = False,
     node_id: int = 0,
     postgres: str | None = None,
+    password: str = "",
 ) -> NodeDaemon:
-    """Start a node; it waits for the control store by itself. ``name`` is that of its log."""
+    """Start a node; it waits for the control store by itself. ``name`` is that of its log.
+
+    ``password`` is for the server that the control store names.
+    """
     runtime = _home.create_runtime_directory(home)
     reader, writer = os.pipe()
     command = [*PYTHON, NODE_MODULE, "--home", str(home)]
@@ -181,7 +185,10 @@ def start_node(
         command += ["--node-id", str(node_id)]
     log = _home.log_path(home, name)
     try:
-        process, start = _spawn(command, _environment(home, postgres), log, (writer,))
+        environment = _environment(home, postgres)
+        if password:
+            environment["PGPASSWORD"] = password
+        process, start = _spawn(command, environment, log, (writer,))
     except BaseException:
         os.close(reader)
         raise

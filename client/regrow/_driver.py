@@ -37,7 +37,8 @@ class Driver(Client):
     """The client of a driver.
 
     ``local_sockets`` lists the nodes of this machine that accept; for ``reconnect_timeout_s`` after
-    its own died one of them is looked for.
+    its own died one of them is looked for. It raises ClusterConnectionError if there will be none,
+    because the cluster was stopped.
     """
 
     def __init__(
@@ -79,7 +80,12 @@ class Driver(Client):
         deadline = time.monotonic() + self._reconnect_timeout_s
         tried = ""
         while not self.link.closed:
-            for path in dict.fromkeys([*self._local_sockets(), self.link.path]):
+            try:
+                sockets = self._local_sockets()
+            except ClusterConnectionError as stopped:
+                self.give_up(stopped)
+                return False
+            for path in dict.fromkeys([*sockets, self.link.path]):
                 try:
                     self._move_to(path)
                 except RayError as error:

@@ -6,6 +6,7 @@ process. A home belongs to one user on one machine:
     <home>/token            the cluster's secret, mode 0600
     <home>/gcs.json         where the control store is (written by it when it is ready)
     <home>/database         what the last start used as its database, without any password
+    <home>/stopped          there from a stop until the next start
     <home>/start.lock       held while somebody starts, joins or stops the cluster
     <home>/drivers.lock     held, shared, by every driver on this machine
     <home>/readers.lock     the same, by whoever reads the data of a cluster that has ended
@@ -216,6 +217,24 @@ def remove_what_ended(home: Path) -> None:
             entry.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody else's file in it, or gone already
         path.rmdir()
+
+
+# Whether it was stopped
+
+
+def note_stopped(home: Path) -> None:
+    """Note that the cluster ends because somebody wants it to."""
+    (home / "stopped").touch(mode=0o600)
+
+
+def note_started(home: Path) -> None:
+    """Note that it runs again."""
+    (home / "stopped").unlink(missing_ok=True)
+
+
+def was_stopped(home: Path) -> bool:
+    """Whether what ended there since the last start was ended on purpose."""
+    return (home / "stopped").exists()
 
 
 # Which database

@@ -12,12 +12,27 @@ from regrow.exceptions import ClusterConnectionError
 from regrow.gcs.postgres_url import PostgresUnavailableError, connect_checked, libpq_url
 
 
-def check_postgres(url: str) -> None:
-    """Raise ClusterConnectionError, in one sentence, if this server cannot be used."""
+def check_postgres(url: str, password: str = "") -> None:
+    """Raise ClusterConnectionError, in one sentence, if this server cannot be used.
+
+    ``password`` is for a URL that has none.
+    """
+    if password:
+        url = make_conninfo(libpq_url(url), password=password)
     try:
         connect_checked(url).close()
     except PostgresUnavailableError as error:
         raise ClusterConnectionError(str(error)) from None
+
+
+def password_of(url: str, other: str) -> str:
+    """The password in ``url`` if it names the same database as ``other``, which has none."""
+    try:
+        if not same_database(url, other) or "password" in conninfo_to_dict(libpq_url(other)):
+            return ""
+        return str(conninfo_to_dict(libpq_url(url)).get("password") or "")
+    except Error:
+        return ""
 
 
 def without_password(url: str) -> str:

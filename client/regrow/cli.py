@@ -9,7 +9,6 @@ traceback.
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +30,8 @@ db = typer.Typer(
 app.add_typer(db, name="db", help="Look after the database.")
 
 
-class Kind(StrEnum):
-    """What ``regrow list`` lists."""
-
-    JOBS = "jobs"
-    NODES = "nodes"
-    TASKS = "tasks"
-    ACTORS = "actors"
-    OBJECTS = "objects"
-
+#: What ``regrow list`` lists.
+KINDS = ("jobs", "nodes", "tasks", "actors", "objects")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with all columns.")]
 
@@ -206,7 +198,7 @@ def status(json: Json = False) -> None:
 @app.command("list")
 def list_(
     kind: Annotated[
-        Kind, typer.Argument(metavar="KIND", help="jobs, nodes, tasks, actors or objects")
+        str, typer.Argument(metavar="KIND", help="jobs, nodes, tasks, actors or objects")
     ],
     filters: Annotated[
         list[str] | None,
@@ -233,9 +225,11 @@ def list_(
       regrow list actors --filter state=alive
       regrow list objects --full-ids
     """
+    if kind not in KINDS:
+        raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="KIND")
     from regrow import _cli_list
 
-    _cli_list.run(kind.value, filters or [], limit=limit, full_ids=full_ids, as_json=json)
+    _cli_list.run(kind, filters or [], limit=limit, full_ids=full_ids, as_json=json)
 
 
 @app.command()
@@ -248,7 +242,8 @@ def sql(
 ) -> None:
     """Run a statement on the log.
 
-    While the cluster runs, and afterwards on the data that is kept.
+    While the cluster runs, and afterwards on the data that is kept. In JSON, ids are hexadecimal
+    and times ISO 8601; what JSON has no number for is text: "NaN", "Infinity", "-Infinity".
 
     \b
     Examples:
@@ -259,6 +254,8 @@ def sql(
     from regrow import _cli_sql, config
 
     text = sys.stdin.read() if query == "-" else query
+    if not text.strip():
+        raise typer.BadParameter("the statement is empty", param_hint="QUERY")
     _cli_sql.run(config.home(), text, as_json=json, write=write)
 
 

@@ -159,6 +159,27 @@ class TestExamples:
         logs = "".join(path.read_text() for path in (shell.home / "logs").iterdir())
         assert password_server.password not in logs
 
+    def test_where_a_password_is_missing_a_node_is_refused_and_status_still_answers(
+        self, shell: Shell, password_server: PasswordServer
+    ) -> None:
+        named = f"--postgres {password_server.url(None)}"
+        password = {"PGPASSWORD": password_server.password}
+        shell.run(f"regrow start --head --num-cpus 1 {named}", 0, **password)
+        join = f"regrow start --num-cpus 1 --address {shell.home}"
+        said = shell.run(join, 2).stderr
+        assert "asks for the password of visitor" in said
+        assert said.count("\n") == 1
+        told = shell.run("regrow status").stdout
+        assert f"The cluster in {shell.home}: control store at" in told
+        assert "asks for the password of visitor" in told
+        found = shell.json("regrow status --json")
+        assert found["running"]
+        assert len(found["nodes"]) == 1
+        assert found["tasks_unfinished"] is None
+        shell.run(join, 0, **password)
+        shell.run(join, 0, REGROW_POSTGRES=password_server.url(password_server.password))
+        assert len(shell.json("regrow status --json")["nodes"]) == 3
+
 
 class TestWithoutACluster:
     def test_status_says_so_and_fails(self, shell: Shell) -> None:
@@ -187,6 +208,7 @@ class TestWithoutACluster:
             "regrow start --head --object-store-memory big",
             "regrow start --address 10.0.0.1:99",
             "regrow start --head --storage ''",
+            "regrow start --head --postgres ''",
             "regrow list",
             "regrow list dogs",
             "regrow list tasks --filter nonsense=1",
@@ -197,6 +219,14 @@ class TestWithoutACluster:
         shell.run(line, 2)
         assert _daemons.find(shell.home) == []
         assert not shell.home.exists()
+
+    def test_an_unknown_kind_is_told_the_known_ones(self, shell: Shell) -> None:
+        said = shell.run("regrow list dogs", 2).stderr
+        assert "'dogs' is none of jobs, nodes, tasks, actors, objects" in said
+
+    @pytest.mark.parametrize("line", ["regrow sql ' '", "regrow sql - < /dev/null"])
+    def test_an_empty_statement_is_wrong_usage(self, shell: Shell, line: str) -> None:
+        assert "the statement is empty" in shell.run(line, 2).stderr
 
     def test_joining_a_home_where_nothing_runs_fails(self, shell: Shell) -> None:
         said = shell.run(f"regrow start --address {shell.home}", 2).stderr

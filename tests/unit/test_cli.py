@@ -159,6 +159,19 @@ class TestReading:
         assert shown == ["01ff", "2026-01-02T00:00:00+00:00", 3, 1.5, 2.0, None]
         assert _cli_render.jsonable({"a": [b"\0"]}) == {"a": ["00"]}
 
+    @pytest.mark.parametrize("of", [float, Decimal])
+    def test_json_has_no_word_that_is_not_json(
+        self, of: type[float | Decimal], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        values = [of("nan"), of("inf"), of("-inf"), {"deep": [of("inf")]}]
+        _cli_render.print_json(["a", "b", "c", "d"], [values])
+
+        def refuse(word: str) -> None:
+            raise AssertionError(f"{word} is not JSON")
+
+        (row,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
+        assert list(row.values()) == ["NaN", "Infinity", "-Infinity", {"deep": ["Infinity"]}]
+
     def test_a_table_is_not_cut_where_there_is_no_terminal(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -204,7 +217,3 @@ class TestSql:
             _cli_sql.execute(reading, "select 1,\n  nothing from kept")
         said = str(caught.value)
         assert said == "column \"nothing\" does not exist (line 2, at 'nothing')"
-
-    def test_an_empty_query_is_refused(self, reading: Connection) -> None:
-        with reading, pytest.raises(_cli_sql.StatementError, match="empty"):
-            _cli_sql.execute(reading, "  ")
