@@ -26,6 +26,7 @@ from regrow.messages import (
     peer_decoder,
 )
 from regrow.scheduler.events import Event, PeerLost, PeerSaid
+from regrow.scheduler.incarnations import Incarnations
 from regrow.wire import FrameError, FrameReader, frame
 
 logger = logging.getLogger(__name__)
@@ -181,13 +182,7 @@ class PeerNetwork:
         self._links: dict[int, Link] = {}
         #: (node, incarnation) -> the last frame that was taken from it.
         self._received: dict[tuple[int, int], int] = {}
-        self._views: dict[int, NodeView] = {}
-        #: For nodes that the control store has not told of yet.
-        self._early: dict[int, list[PeerMessage]] = {}
-        #: The newest incarnations that are known to be dead.
-        self._dead: dict[int, int] = {}
-        #: The newest incarnations that called.
-        self._heard: dict[int, int] = {}
+        self._incarnations = Incarnations()
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -199,62 +194,25 @@ class PeerNetwork:
 
     def update(self, views: list[NodeView]) -> None:
         """The cluster as the control store tells: links to what is gone end."""
-        heard = self._heard
-        self._views = {
-            view.node_id: view
-            for view in views
-            if view.alive and view.incarnation >= heard.get(view.node_id, 0)
-        }
-        for node_id, link in list(self._links.items()):
-            view = self._views.get(node_id)
-            if view is None or view.incarnation != link.view.incarnation:
-                self._end(node_id)
-        for view in views:
-            if not view.alive:
-                self._dead[view.node_id] = view.incarnation
-                if self._is_gone(view.node_id):
-                    self._early.pop(view.node_id, None)
-        for node_id in [node_id for node_id in self._early if node_id in self._views]:
-            for message in self._early.pop(node_id):
-                self.send(node_id, message)
+        self._incarnations.told(views)
+        self._end_stale()
+        for node_id, message in self._incarnations.take_kept():
+            self.send(node_id, message)
 
     def node_died(self, node_id: int, incarnation: int) -> None:
-        view = self._views.get(node_id)
-        if view is not None and view.incarnation == incarnation:
-            del self._views[node_id]
-            self._dead[node_id] = incarnation
-        link = self._links.get(node_id)
-        if link is not None and link.view.incarnation == incarnation:
-            self._end(node_id)
-
-    def _is_gone(self, node_id: int) -> bool:
-        """Whether the node is dead and has not come back."""
-        return self._dead.get(node_id, 0) >= max(1, self._heard.get(node_id, 0))
-
-    def _hear(self, node_id: int, incarnation: int) -> None:
-        """Who calls may have come back before the control store tells of it: what goes to the node
-        waits until then, and does not go to the incarnation before."""
-        if incarnation <= self._heard.get(node_id, 0):
-            return
-        self._heard[node_id] = incarnation
-        view = self._views.get(node_id)
-        if view is not None and view.incarnation < incarnation:
-            del self._views[node_id]
-        link = self._links.get(node_id)
-        if link is not None and link.view.incarnation < incarnation:
-            self._end(node_id)
+        self._incarnations.died(node_id, incarnation)
+        self._end_stale()
 
     def view(self, node_id: int) -> NodeView | None:
-        return self._views.get(node_id)
+        return self._incarnations.view(node_id)
 
     def send(self, node_id: int, message: PeerMessage) -> None:
         """To a peer; to one that is dead nothing is sent: whoever waits is told of the death."""
         link = self._links.get(node_id)
         if link is None:
-            view = self._views.get(node_id)
+            view = self._incarnations.view(node_id)
             if view is None:
-                if not self._is_gone(node_id):
-                    self._early.setdefault(node_id, []).append(message)
+                self._incarnations.keep(node_id, message)
                 return
             link = self._links[node_id] = Link(view, self._credentials)
             link.task = self._spawn(link.run(self._lost))
@@ -263,10 +221,12 @@ class PeerNetwork:
     def _lost(self, view: NodeView, refused: bool) -> None:
         self._on_event(PeerLost(view.node_id, view.incarnation, refused))
 
-    def _end(self, node_id: int) -> None:
-        link = self._links.pop(node_id)
-        if link.task is not None:
-            link.task.cancel()
+    def _end_stale(self) -> None:
+        for node_id, link in list(self._links.items()):
+            if not self._incarnations.is_current(node_id, link.view.incarnation):
+                del self._links[node_id]
+                if link.task is not None:
+                    link.task.cancel()
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -322,7 +282,8 @@ class PeerNetwork:
                     number = int.from_bytes(body[:8], "little")
                     if number > self._received.get(caller, 0):
                         self._received[caller] = number
-                        self._hear(*caller)
+                        if self._incarnations.called(*caller):
+                            self._end_stale()
                         message = peer_decoder.decode(memoryview(body)[8:])
                         self._on_event(PeerSaid(hello.node_id, message, hello.incarnation))
                 number = self._received.get(caller, 0)

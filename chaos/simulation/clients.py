@@ -1,9 +1,8 @@
-"""Drivers and workers: programs that run in processes of their own, at the end of a FIFO link.
+"""What simulated drivers and workers have in common: a program at the end of a FIFO link.
 
 They say what the real client says, in its order: references are counted and dropped, submissions
-kept until they are committed and sent again over a new connection, bytes written into room that
-the node made and read from where it says. What they read is compared with the golden result at
-once.
+kept until they are committed, bytes written into room that the node made and read from where it
+says. What they read is compared with the golden result at once.
 """
 
 from __future__ import annotations
@@ -16,30 +15,23 @@ from msgspec import Raw, Struct
 
 from regrow.chaos.simulation.programs import SMALL, Content, Golden, Program, Result, execute
 from regrow.chaos.simulation.world import Pipe
-from regrow.ids import ContentIds, CountedIds, driver_task_id, object_id, put_object_id
+from regrow.ids import ContentIds, CountedIds, object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     OK,
     PENDING,
-    PROTOCOL_VERSION,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK,
-    TASK_ERROR,
-    Blocked,
     Borrow,
-    Bye,
     ClientMessage,
     Committed,
     Create,
     Created,
     DefineFunctions,
-    Done,
     Drop,
-    Exit,
     FunctionDef,
-    Hello,
     Located,
     Location,
     NodeMessage,
@@ -48,22 +40,15 @@ from regrow.messages import (
     Read,
     Release,
     Return,
-    Returned,
-    Run,
     RunTask,
     Seal,
     Submit,
     Subscribe,
-    TakeBack,
-    TaskDone,
-    TaskHeader,
     TaskSpec,
-    Unblocked,
     Value,
     Values,
     Welcome,
     encode,
-    spec_decoder,
 )
 from regrow.objectstore.layout import digest as digest_of
 
@@ -239,7 +224,7 @@ class SimClient:
 
     def _located(self, location: Location) -> None:
         assert self.node is not None
-        content = self.node.read(location)
+        content = self.node.bytes.read(location)
         pin = (location.object_id, location.attempt)
         ref = self.refs.get(location.object_id)
         if ref is None or ref.pin is not None:
@@ -449,12 +434,12 @@ class SimClient:
         if frame.sealing is not None and frame.sealing[0].object_id == message.object_id:
             (seal, data), frame.sealing = frame.sealing, None
             if message.location is not None:
-                self.node.write(message.location, data)
+                self.node.bytes.write(message.location, data)
             self._submit(seal)
         elif frame.unwritten:
             _, data, _ = frame.unwritten.popleft()
             if message.location is not None:
-                self.node.write(message.location, data)
+                self.node.bytes.write(message.location, data)
             self.write_results(frame)
 
     def frame_that_writes(self, oid: bytes) -> Frame | None:
@@ -462,304 +447,3 @@ class SimClient:
 
     def write_results(self, frame: Frame) -> None:
         """Of a worker."""
-
-
-class SimWorker(SimClient):
-    """A worker process."""
-
-    role = "worker"
-
-    def __init__(self, cluster: Cluster, node: NodeShell, worker: int) -> None:
-        super().__init__(cluster, f"w{node.node_id}.{worker}")
-        self.node = node
-        self.worker = worker
-        self.life = node.life
-        self.queue: deque[RunTask] = deque()
-        self.frame: Frame | None = None
-        self.is_actor = False
-        self.exiting = False
-        #: Of an actor: the last call of each caller.
-        self._orders: dict[bytes, int] = {}
-
-    def later(self, ms: float, act: Any, *args: Any) -> None:
-        assert self.node is not None
-        self.node.schedule(self.life, ms, self._alive, act, args)
-
-    def _alive(self, act: Any, args: tuple[Any, ...]) -> None:
-        if self.alive:
-            act(*args)
-
-    def hello(self) -> Hello:
-        return Hello(PROTOCOL_VERSION, "", self.role, 1000 + self.worker, self.worker)
-
-    def other(self, message: NodeMessage) -> None:
-        match message:
-            case Run(tasks):
-                self.queue.extend(tasks)
-                self._next()
-            case TakeBack(count):
-                self._give_back(count)
-            case Exit():
-                self.exiting = True
-                self._next()
-
-    def _give_back(self, count: int) -> None:
-        back = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
-        back.reverse()
-        self.send(Returned([spec_decoder.decode(run.spec).task_id for run in back]))
-
-    def _next(self) -> None:
-        if self.frame is not None or not self.alive:
-            return
-        if not self.queue:
-            if self.exiting:
-                assert self.node is not None
-                self.node.worker_dies(self)
-            return
-        run = self.queue.popleft()
-        spec = spec_decoder.decode(run.spec)
-        site = int.from_bytes(spec.args, "big")
-        program = self.cluster.programs[site]
-        frame = self.frame = Frame(program, spec.task_id, spec.job)
-        frame.run = run
-        frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
-        self.cluster.checks.started(spec, run.attempt, self.life)
-        if spec.kind == ACTOR_CALL:
-            self._check_order(spec, program)
-        golden_deps, golden_nested = self.cluster.golden.given[site]
-        contents = {value.object_id: value for value in run.inline}
-        places = {place.object_id: place for place in run.located}
-        deps: list[Content] = []
-        pins: list[tuple[bytes, int]] = []
-        for oid, golden in zip(spec.deps, golden_deps, strict=True):
-            value = contents.get(oid)
-            if value is not None:
-                assert value.data is not None
-                data = value.data
-                assert value.status == OK, "a task was started with an error as argument"
-            else:
-                assert self.node is not None
-                data = self.node.read(places[oid])
-                pins.append((oid, places[oid].attempt))
-            deps.append(self.decode(frame, OK, data, Handle(oid, golden)))
-        nested = [Handle(o, g) for o, g in zip(spec.nested, golden_nested, strict=True)]
-        for handle in nested:
-            self.hold(handle, borrowed=True)
-            frame.handles.append(handle)
-        if pins:
-            self.send(Release(list(dict.fromkeys(pins))))
-        flake = program.flaky and self.world.rng.random() < 0.4
-        self.begin(frame, deps, nested, flake)
-
-    def _check_order(self, spec: TaskHeader, program: Program) -> None:
-        last = self._orders.get(spec.parent_id, 0)
-        self.cluster.checks.require(
-            program.order > last, f"{self.name}: call {program.order} of a caller after {last}"
-        )
-        self._orders[spec.parent_id] = program.order
-
-    def block(self, frame: Frame) -> None:
-        waiting = frame.waits is not None and frame.waits[0] in ("get", "wait", "credit")
-        if not frame.blocked and waiting:
-            frame.blocked = True
-            if self.queue and not self.is_actor:
-                self._give_back(len(self.queue))
-            self.send(Blocked(frame.task_id))
-
-    def wake(self) -> None:
-        frame = self.frame
-        if frame is None or frame.waits is None or frame.waits[0] == "time":
-            return
-        found, answer = self.found(frame)
-        if found:
-            frame.waits = None
-            if frame.blocked:
-                frame.blocked = False
-                self.send(Unblocked(frame.task_id))
-            self.resume(frame, answer)
-
-    def ended(self, frame: Frame, result: Result) -> None:
-        frame.result = result
-        assert frame.run is not None
-        for index, (size, digest, refs) in enumerate(result.returns):
-            data = digest + b"".join(ref.object_id for ref in refs)
-            ref_ids = [ref.object_id for ref in refs]
-            if size > SMALL and result.status == OK:
-                frame.unwritten.append((index, data, size))
-                frame.returns.append(Return(size, digest_of(data), None, ref_ids))
-                self.cluster.checks.large(digest_of(data), data)
-            else:
-                frame.returns.append(Return(len(data), digest_of(data), data, ref_ids))
-        frame.waits = ("results",)
-        self.write_results(frame)
-
-    def write_results(self, frame: Frame) -> None:
-        assert frame.run is not None and frame.result is not None
-        if frame.unwritten:
-            index, _, size = frame.unwritten[0]
-            self.send(Create(object_id(frame.task_id, index), frame.run.attempt, size))
-            return
-        duration = int((self.world.now - frame.started) * 1000)
-        done = TaskDone(
-            frame.task_id, frame.run.attempt, frame.result.status, frame.returns, duration,
-            frame.result.retry,
-        )  # fmt: skip
-        self.send(Done([done]))
-        self.let_go(frame.handles)
-        self.frame = None
-        if frame.program.kind == ACTOR_CREATION and frame.result.status == OK:
-            self.is_actor = True
-        self._next()
-
-    def frame_that_writes(self, oid: bytes) -> Frame | None:
-        return self.frame
-
-
-class SimDriver(SimClient):
-    """A driver process."""
-
-    role = "driver"
-
-    def __init__(self, cluster: Cluster, site: int) -> None:
-        super().__init__(cluster, f"d{site}")
-        self.site = site
-        self.frame = Frame(cluster.programs[site], b"", 0)
-        self.finished = self.leaving = False
-        self.welcome: Welcome | None = None
-        self._connection = 0
-
-    def later(self, ms: float, act: Any, *args: Any) -> None:
-        self.world.after(ms, act, *args)
-
-    # --- connecting -------------------------------------------------------------------------------
-
-    def connect(self) -> None:
-        """To a node that is up; tries again where none is."""
-        if self.finished:
-            return
-        nodes = [node for node in self.cluster.nodes if node.core is not None and not node.paused]
-        if not nodes:
-            self.world.after(100, self.connect)
-            return
-        node = self.world.rng.choice(nodes)
-        self.node = node
-        job = self.frame.job
-        hello = Hello(PROTOCOL_VERSION, "", self.role, self.site, job, entrypoint=self.name)
-        self.welcome = None
-        self._connection += 1
-        self.world.after(5_000, self._no_welcome, self._connection)
-        self.number = node.connect(self, hello)
-
-    def _no_welcome(self, connection: int) -> None:
-        """A connection that is not welcomed in time is given up."""
-        if self._connection == connection and self.welcome is None and self.node is not None:
-            self.node.client_leaves(self)
-            self.disconnected()
-
-    def disconnected(self) -> None:
-        """The node is gone: another one."""
-        self.node = self.up = None
-        self.welcome = None
-        if not self.finished:
-            self.world.after(self.world.rng.uniform(1, 200), self.connect)
-
-    def send(self, message: ClientMessage) -> None:
-        if self.welcome is not None:
-            super().send(message)
-
-    def flush(self) -> None:
-        if self.welcome is not None:
-            super().flush()
-        else:
-            self._specs.clear()  # they are uncommitted: sent when we are connected
-
-    def welcomed(self, message: Welcome) -> None:
-        super().welcomed(message)
-        self.welcome = message
-        frame = self.frame
-        if not frame.job:
-            frame.job = message.job
-            frame.task_id = driver_task_id(message.job_root)
-            frame.counted = CountedIds(message.job_root)
-            self.cluster.job_roots[message.job] = message.job_root
-            self.begin(frame, [], [], False)
-            return
-        self.cluster.checks.require(message.job == frame.job, "a driver was given another job")
-        self._resume_connection()
-        if self.leaving:
-            self.leave()
-
-    def _resume_connection(self) -> None:
-        """Says again what the new node has to know (``Client.resume`` and ``Link.attach``)."""
-        if self.defined:
-            self._send(DefineFunctions(list(self.defined.values())))
-        if self.refs:
-            self._send(Borrow(list(self.refs)))
-        self._specs.clear()
-        run: list[Raw] = []
-        for item in self.uncommitted:
-            if isinstance(item, Raw):
-                run.append(item)
-                continue
-            if run:
-                self._send(Submit(run, resent=True))
-                run = []
-            self._send(Put([item]) if isinstance(item, PutValue) else item)
-        if run:
-            self._send(Submit(run, resent=True))
-        pending: list[bytes] = []
-        reading: list[bytes] = []
-        for oid, ref in self.refs.items():
-            ref.pin = None  # the bytes stay mapped in the process, without a pin
-            if ref.status == PENDING and ref.told:
-                pending.append(oid)
-            elif ref.reading:
-                reading.append(oid)
-        if pending:
-            self._send(Subscribe(pending))
-        if reading:
-            self._send(Read(reading))
-        if self.frame.sealing is not None:
-            seal, _ = self.frame.sealing
-            self._send(Create(seal.object_id, 0, seal.size))
-
-    # --- the program ------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        frame = self.frame
-        if frame.waits is None or frame.waits[0] == "time" or self.finished:
-            return
-        found, answer = self.found(frame)
-        if found:
-            frame.waits = None
-            self.resume(frame, answer)
-
-    def ended(self, frame: Frame, result: Result) -> None:
-        """All values were as they have to be: everything is dropped."""
-        self.flush()
-        self.let_go(frame.handles)
-        frame.handles = []
-        frame.waits = ("end",)
-        self.cluster.driver_done(self)
-
-    def leave(self) -> None:
-        """The job ends, as soon as a node hears of it."""
-        self.leaving = True
-        if self.welcome is not None and self.node is not None:
-            self.finished = True
-            self.send(Bye())
-            self.node.client_leaves(self)
-
-    def frame_that_writes(self, oid: bytes) -> Frame | None:
-        return self.frame
-
-    def status(self) -> str:
-        """For the report of what did not happen."""
-        waits = self.frame.waits
-        if not waits or waits[0] not in ("get", "wait"):
-            return f"{self.name} waits for {waits and waits[0]}"
-        missing = [h.object_id.hex() for h in waits[1] if not self._ready(h, waits[0] == "get")]
-        return f"{self.name} {waits[0]}s {', '.join(missing)}"
-
-
-__all__ = ["TASK_ERROR", "Frame", "Handle", "SimClient", "SimDriver", "SimWorker"]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from regrow.chaos.simulation.checks import Checks
-from regrow.chaos.simulation.clients import FUNCTIONS, SimDriver
+from regrow.chaos.simulation.clients import FUNCTIONS
 from regrow.chaos.simulation.control import ControlShell, Database
+from regrow.chaos.simulation.drivers import SimDriver
 from regrow.chaos.simulation.faults import Faults, Plan, draw
 from regrow.chaos.simulation.mutants import Mutation
 from regrow.chaos.simulation.node import NodeShell
@@ -238,19 +239,19 @@ class Cluster:
         node = self.find(node_id, incarnation)
 
         def answer(data: bytes | None) -> None:
-            self.world.after(self.latency(), asker.fetch_ended, life, effect, data)
+            self.world.after(self.latency(), asker.bytes.fetch_ended, life, effect, data)
 
         if node is None or node.paused:
             answer(None)
             return
-        node.asked_for_bytes(asker.node_id, effect.key[0], answer)
+        node.bytes.asked(asker.node_id, effect.key[0], answer)
 
     def node_is_down(self, node: NodeShell) -> None:
         """Its connections are reset."""
         for other in self.nodes:
             if other is not node and other.up:
                 other.schedule(
-                    other.life, self.latency(), other.peer_is_down, node.node_id, node.incarnation
+                    other.life, self.latency(), other.peers.reset, node.node_id, node.incarnation
                 )
 
     def cut_until(self, slot: int, node_id: int) -> float:
@@ -316,7 +317,7 @@ class Cluster:
         self.control.break_session(self._some_node())
 
     def fault_log_break(self) -> None:
-        self._some_node().break_log()
+        self._some_node().log.break_off()
 
     def fault_postgres_stop(self) -> None:
         self.database.stop()

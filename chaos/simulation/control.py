@@ -41,7 +41,7 @@ class Database:
         self.world.trace("postgres", "stops")
         self.up = False
         for node in self.cluster.nodes:
-            node.break_log()
+            node.log.break_off()
 
     def start(self) -> None:
         if not self.up:
@@ -57,16 +57,16 @@ class Database:
             return
         if not self.up or faults.append_is_lost():
             self._broken.add(source)
-            node.run(life, node.break_log)
+            node.run(life, node.log.break_off)
             return
         result = self.cluster.checks.append(append)
         self.world.trace("postgres", f"{append.node}.{append.incarnation} {append.number}", result)
         if faults.answer_is_lost():
-            node.run(life, node.break_log)
+            node.run(life, node.log.break_off)
             return
-        if node.answers is not None:
-            node.answers.send(
-                node.run, life, node.appended, connection, append, result.verdict, result.detail
+        if node.log.answers is not None:
+            node.log.answers.send(
+                node.run, life, node.log.appended, connection, append, result.verdict, result.detail
             )
 
     def execute(self, control: ControlShell, life: int, number: int, operation: Operation) -> None:

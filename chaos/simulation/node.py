@@ -11,7 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, assert_never
 
-from regrow.chaos.simulation.clients import SimClient, SimDriver, SimWorker
+from regrow.chaos.simulation.clients import SimClient
+from regrow.chaos.simulation.drivers import SimDriver
+from regrow.chaos.simulation.node_bytes import NodeBytes
+from regrow.chaos.simulation.node_log import NodeLog
+from regrow.chaos.simulation.node_peers import NodePeers
+from regrow.chaos.simulation.workers import SimWorker
 from regrow.chaos.simulation.world import Pipe
 from regrow.config import Config
 from regrow.gcs.operations import Append
@@ -20,7 +25,6 @@ from regrow.messages import (
     ClientMessage,
     FromStore,
     Hello,
-    Location,
     NodeDied,
     Nodes,
     NodeStatus,
@@ -33,8 +37,6 @@ from regrow.messages import (
     ToStore,
 )
 from regrow.objectstore.core import StoreCore
-from regrow.objectstore.effects import DeleteFile, ObjectKey, Restore
-from regrow.objectstore.layout import digest as digest_of
 from regrow.scheduler import events
 from regrow.scheduler.core import Core, NodeSettings
 from regrow.scheduler.events import Effect, Event
@@ -67,29 +69,16 @@ class NodeShell:
         self.incarnation = 0
         self.paused = False
         self._deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self.memory: dict[int, tuple[ObjectKey, bytes]] = {}
-        self.files: dict[ObjectKey, bytes] = {}
-        self.spilled: dict[ObjectKey, bytes] = {}
+        self.log = NodeLog(self)
+        self.peers = NodePeers(self)
+        self.bytes = NodeBytes(self)
         self.clients: dict[int, SimClient] = {}
         self.workers: dict[int, SimWorker] = {}
         self._down: dict[int, Pipe] = {}
         self._client_number = 0
-        self.views: dict[int, NodeView] = {}
-        self._peers: dict[int, tuple[NodeView, Pipe]] = {}
-        self._early: dict[int, list[PeerMessage]] = {}
-        self._dead: dict[int, int] = {}
-        self._heard: dict[int, int] = {}
-        self._fetches = 0
-        self._serving: dict[int, Callable[[events.ServeBytes], None]] = {}
-        self._askers: dict[int, Callable[[bytes | None], None]] = {}
         self._outbox: deque[ToStore] = deque()
         self.session = 0
         self._session_up: Pipe | None = None
-        self._log: Pipe | None = None
-        self.answers: Pipe | None = None
-        self._unanswered: deque[Append] = deque()
-        self._log_connection = 0
-        self._last_append = 0.0
 
     @property
     def name(self) -> str:
@@ -105,7 +94,7 @@ class NodeShell:
         self._reset()
         self.up = True
         self.world.trace(f"slot{self.slot}", "starts")
-        self._connect_log()
+        self.log.connect()
         self.schedule(self.life, self.cluster.latency(), self._open_session)
 
     def crash(self) -> None:
@@ -120,22 +109,19 @@ class NodeShell:
 
     def _end_connections(self) -> None:
         self.cluster.node_is_down(self)
-        for answer in self._askers.values():
-            answer(None)
+        self.bytes.end()
         for number, client in list(self.clients.items()):
             if isinstance(client, SimDriver):
                 self._down[number].send(self._lost_node, client, number)
             else:
                 client.alive = False
-        for _, pipe in self._peers.values():
-            if self.world.rng.random() < 0.5:
-                pipe.cut()
+        self.peers.end()
         if self.session:
             self.cluster.control.hang_up(self.session)
             self.session = 0
         if self._session_up is not None and self.world.rng.random() < 0.5:
             self._session_up.cut()
-        self._break_log(reconnect=False)
+        self.log.lose()
 
     def _lost_node(self, driver: SimDriver, number: int) -> None:
         if driver.number == number and driver.node is self:
@@ -198,18 +184,14 @@ class NodeShell:
                 if pipe is not None:
                     pipe.send(self._deliver, self.clients[client], client, message)
             case events.AppendBatch(number, batch):
-                append = Append(self.node_id, self.incarnation, number, batch)
-                self._last_append = world.now
-                self._unanswered.append(append)
-                if self._log is not None:
-                    self._send_append(append)
+                self.log.append(Append(self.node_id, self.incarnation, number, batch))
             case events.ArmFlush():
                 self.schedule(
                     self.life, self.config.flush_interval_ms, self.handle, events.FlushDue()
                 )
             case events.ToPeer(node_id, message):
                 cluster.checks.left_to_peer(self, message)
-                self._to_peer(node_id, message)
+                self.peers.send(node_id, message)
             case events.ToControlStore(message):
                 self._to_store(message)
             case events.CloseClient(client):
@@ -223,21 +205,20 @@ class NodeShell:
                 if worker is not None:
                     self.worker_dies(worker)
             case events.MakeFile(key, _):
-                self.files[key] = b""
+                self.bytes.make_file(key)
             case events.FetchBytes():
-                self._fetch(effect)
-            case events.LoadBytes():
-                self.schedule(self.life, cluster.disk_ms(), self._load, effect)
-            case events.StoreBytes():
-                self.schedule(self.life, cluster.disk_ms(), self._store, effect)
+                self.bytes.fetch(effect)
+            case (
+                events.LoadBytes()
+                | events.StoreBytes()
+                | events.SpillBytes()
+                | events.RestoreBytes()
+            ):
+                self.bytes.on_disk(effect)
             case events.ServeBytes():
-                self._serving.pop(effect.number)(effect)
-            case events.SpillBytes():
-                self.schedule(self.life, cluster.disk_ms(), self._spill, effect)
-            case events.RestoreBytes():
-                self.schedule(self.life, cluster.disk_ms(), self._restore, effect)
-            case events.DeleteBytes(what):
-                (self.files if isinstance(what, DeleteFile) else self.spilled).pop(what.key, None)
+                self.bytes.serve(effect)
+            case events.DeleteBytes():
+                self.bytes.delete(effect)
             case events.Restart(reason):
                 self._restart(reason)
             case events.StopNode(reason):
@@ -289,13 +270,9 @@ class NodeShell:
                 self._registered(message)
             return
         if isinstance(message, Nodes | Registered):
-            self._update_views(message.nodes)
+            self.peers.told(message.nodes)
         elif isinstance(message, NodeDied):
-            view = self.views.get(message.node_id)
-            if view is not None and view.incarnation == message.incarnation:
-                del self.views[message.node_id]
-                self._dead[message.node_id] = message.incarnation
-            self._end_link(message.node_id, message.incarnation)
+            self.peers.died(message.node_id, message.incarnation)
         self.handle(events.StoreSaid(message))
 
     def session_lost(self, session: int) -> None:
@@ -327,7 +304,7 @@ class NodeShell:
         self.core.now_ms = self.world.now
         self.cluster.checks.node_begins(self)
         self.carry(self.core.start())
-        self._update_views(message.nodes)
+        self.peers.told(message.nodes)
         self.handle(events.StoreSaid(message))
         self._tick(self.life)
         self._renew(self.life)
@@ -344,125 +321,14 @@ class NodeShell:
         if life != self.life or self.core is None:
             return
         interval_ms = self.config.renew_interval_s * 1000
-        if self.world.now - self._last_append >= interval_ms:
+        if self.world.now - self.log.last_append >= interval_ms:
             self.carry(self.core.renew())
         self.schedule(life, interval_ms, self._renew, life)
 
-    # --- Postgres ---------------------------------------------------------------------------------
-
-    def _connect_log(self) -> None:
-        self._log_connection += 1
-        self._log = Pipe(self.world, self.cluster.database_ms)
-        self.answers = Pipe(self.world, self.cluster.latency)
-        for append in self._unanswered:
-            self._send_append(append)
-
-    def _send_append(self, append: Append) -> None:
-        assert self._log is not None
-        self._log.send(self.cluster.database.append, self, self.life, self._log_connection, append)
-
-    def appended(self, connection: int, append: Append, verdict: str, detail: str) -> None:
-        """Postgres answered."""
-        if connection != self._log_connection:
-            return
-        first = self._unanswered.popleft()
-        assert first.number == append.number, "answers come in order"
-        self.handle(events.Appended(append.number, verdict, detail))
-
-    def break_log(self) -> None:
-        """The connection to Postgres breaks."""
-        if self.up:
-            self.world.trace(self.name, "loses its connection to Postgres")
-            self._break_log(reconnect=True)
-
-    def _break_log(self, reconnect: bool) -> None:
-        # What Postgres had received already is carried out; its answers are lost.
-        if self._log is not None and self.world.rng.random() < 0.5:
-            self._log.cut()
-        self._log = None
-        self._log_connection += 1
-        if reconnect:
-            self.schedule(self.life, self.world.rng.uniform(50, 400), self._connect_log)
-
     # --- peers ------------------------------------------------------------------------------------
 
-    def _update_views(self, views: list[NodeView]) -> None:
-        heard = self._heard
-        self.views = {
-            view.node_id: view
-            for view in views
-            if view.alive and view.incarnation >= heard.get(view.node_id, 0)
-        }
-        for node_id, (view, _) in list(self._peers.items()):
-            now = self.views.get(node_id)
-            if now is None or now.incarnation != view.incarnation:
-                self._end_link(node_id, view.incarnation)
-        for view in views:
-            if not view.alive:
-                self._dead[view.node_id] = view.incarnation
-                if self._is_gone(view.node_id):
-                    self._early.pop(view.node_id, None)
-        for node_id in [node_id for node_id in self._early if node_id in self.views]:
-            for message in self._early.pop(node_id):
-                self._to_peer(node_id, message)
-
-    def _end_link(self, node_id: int, incarnation: int) -> None:
-        link = self._peers.get(node_id)
-        if link is not None and link[0].incarnation == incarnation:
-            del self._peers[node_id]
-            if self.world.rng.random() < 0.5:
-                link[1].cut()
-
-    def _to_peer(self, node_id: int, message: PeerMessage) -> None:
-        link = self._peers.get(node_id)
-        if link is None:
-            view = self.views.get(node_id)
-            if view is None:
-                if not self._is_gone(node_id):
-                    self._early.setdefault(node_id, []).append(message)
-                return
-            link = self._peers[node_id] = view, Pipe(self.world, self.cluster.latency)
-            self._dial(self.life, view)
-        view, pipe = link
-        until = self.cluster.cut_until(self.slot, node_id)
-        if until:
-            pipe.hold_until(until)
-        pipe.send(
-            self.cluster.to_peer, self.node_id, self.incarnation, view.node_id, view.incarnation,
-            message,
-        )  # fmt: skip
-
-    def _dial(self, life: int, view: NodeView) -> None:
-        """As long as there is a link to a peer that is gone, dialling it is refused."""
-        link = self._peers.get(view.node_id)
-        if life != self.life or link is None or link[0] is not view:
-            return
-        if not self.cluster.lives(view.node_id, view.incarnation):
-            self.handle(events.PeerLost(view.node_id, view.incarnation, refused=True))
-            self.schedule(life, 200.0, self._dial, life, view)
-
-    def peer_is_down(self, node_id: int, incarnation: int) -> None:
-        """A connection was reset."""
-        link = self._peers.get(node_id)
-        if link is not None and link[0].incarnation == incarnation:
-            self._dial(self.life, link[0])
-
-    def _is_gone(self, node_id: int) -> bool:
-        return self._dead.get(node_id, 0) >= max(1, self._heard.get(node_id, 0))
-
-    def _hear(self, node_id: int, incarnation: int) -> None:
-        if incarnation <= self._heard.get(node_id, 0):
-            return
-        self._heard[node_id] = incarnation
-        view = self.views.get(node_id)
-        if view is not None and view.incarnation < incarnation:
-            del self.views[node_id]
-        link = self._peers.get(node_id)
-        if link is not None and link[0].incarnation < incarnation:
-            self._end_link(node_id, link[0].incarnation)
-
     def peer_said(self, node_id: int, incarnation: int, message: PeerMessage) -> None:
-        self._hear(node_id, incarnation)
+        self.peers.called(node_id, incarnation)
         self.handle(events.PeerSaid(node_id, message, incarnation))
 
     # --- clients ----------------------------------------------------------------------------------
@@ -544,103 +410,3 @@ class NodeShell:
 
     def _worker_exited(self, number: int) -> None:
         self.handle(events.WorkerExited(number, 9))
-
-    # --- bytes ------------------------------------------------------------------------------------
-
-    def write(self, location: Location, data: bytes) -> None:
-        """A client writes an object into its room."""
-        key = (location.object_id, location.attempt)
-        self._write(key, -1 if location.path else location.offset, data)
-
-    def _write(self, key: ObjectKey, offset: int, data: bytes) -> None:
-        if offset < 0:
-            self.files[key] = data
-        else:
-            self.memory[offset] = key, data
-
-    def read(self, location: Location) -> bytes:
-        """What a client finds where it was told to look."""
-        key = (location.object_id, location.attempt)
-        return self._read(key, -1 if location.path else location.offset)
-
-    def _read(self, key: ObjectKey, offset: int) -> bytes:
-        if offset < 0:
-            self.cluster.checks.require(key in self.files, "a file that is not there was read")
-            return self.files[key]
-        found = self.memory.get(offset)
-        self.cluster.checks.require(
-            found is not None and found[0] == key,
-            f"{self.name}: {key[0].hex()} is not where it was said to be",
-        )
-        assert found is not None
-        return found[1]
-
-    def _fetch(self, effect: events.FetchBytes) -> None:
-        self._fetches += 1
-        view = self.views.get(effect.node_id)
-        delay = self.cluster.latency()
-        if view is None:
-            self.schedule(self.life, delay, self._fetched, effect, None)
-            return
-        until = self.cluster.cut_until(self.slot, view.node_id)
-        self.world.at(
-            max(self.world.now + delay, until),
-            self.cluster.fetch, self, self.life, view.node_id, view.incarnation, effect,
-        )  # fmt: skip
-
-    def asked_for_bytes(
-        self, asker: int, object_id: bytes, answer: Callable[[bytes | None], None]
-    ) -> None:
-        """A peer wants bytes."""
-        self._fetches += 1
-        number, life = self._fetches, self.life
-        self._askers[number] = answer
-
-        def served(effect: events.ServeBytes) -> None:
-            del self._askers[number]
-            if effect.offset == -2:
-                answer(None)
-                return
-            data = self._read(effect.key, effect.offset)
-            self.cluster.checks.left_bytes(self, object_id, data)
-            answer(data)
-            self.schedule(life, self.cluster.latency(), self.handle, events.BytesServed(number))
-
-        self._serving[number] = served
-        self.handle(events.FetchAsked(number, asker, object_id))
-
-    def fetch_ended(self, life: int, effect: events.FetchBytes, data: bytes | None) -> None:
-        self.run(life, self._fetched, effect, data)
-
-    def _fetched(self, effect: events.FetchBytes, data: bytes | None) -> None:
-        ok = data is not None and (not effect.digest or digest_of(data) == effect.digest)
-        if data is not None:
-            self._write(effect.key, effect.offset, data)
-        self.handle(events.Fetched(effect.key, ok))
-
-    def _load(self, effect: events.LoadBytes) -> None:
-        data = self.cluster.storage.get(effect.path)
-        if data is not None:
-            self._write(effect.key, effect.offset, data)
-        self.handle(events.Fetched(effect.key, data is not None))
-
-    def _store(self, effect: events.StoreBytes) -> None:
-        path = f"storage/{effect.key[0].hex()}"
-        self.cluster.storage[path] = self._read(effect.key, effect.offset)
-        self.handle(events.Stored(effect.key[0], path))
-
-    def _spill(self, effect: events.SpillBytes) -> None:
-        spill = effect.spill
-        ok = not self.cluster.faults.spill_fails()
-        if ok:
-            self.spilled[spill.key] = self._read(spill.key, spill.offset)
-        self.handle(events.Spilled(spill.key, ok))
-
-    def _restore(self, effect: events.RestoreBytes) -> None:
-        restore = effect.restore
-        data = self.spilled.get(restore.key)
-        ok = data is not None and not self.cluster.faults.spill_fails()
-        if ok and data is not None:
-            offset = restore.offset if isinstance(restore, Restore) else -1
-            self._write(restore.key, offset, data)
-        self.handle(events.Restored(restore.key, ok))

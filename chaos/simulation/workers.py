@@ -1,0 +1,188 @@
+"""Simulated worker processes: they run what their node gives them, and die with it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from regrow.chaos.simulation.clients import Frame, Handle, SimClient
+from regrow.chaos.simulation.programs import SMALL, Content, Program, Result
+from regrow.ids import object_id
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    PROTOCOL_VERSION,
+    Blocked,
+    Create,
+    Done,
+    Exit,
+    Hello,
+    NodeMessage,
+    Release,
+    Return,
+    Returned,
+    Run,
+    RunTask,
+    TakeBack,
+    TaskDone,
+    TaskHeader,
+    Unblocked,
+    spec_decoder,
+)
+from regrow.objectstore.layout import digest as digest_of
+
+if TYPE_CHECKING:
+    from regrow.chaos.simulation.cluster import Cluster
+    from regrow.chaos.simulation.node import NodeShell
+
+
+class SimWorker(SimClient):
+    """A worker process."""
+
+    role = "worker"
+
+    def __init__(self, cluster: Cluster, node: NodeShell, worker: int) -> None:
+        super().__init__(cluster, f"w{node.node_id}.{worker}")
+        self.node = node
+        self.worker = worker
+        self.life = node.life
+        self.queue: deque[RunTask] = deque()
+        self.frame: Frame | None = None
+        self.is_actor = False
+        self.exiting = False
+        #: Of an actor: the last call of each caller.
+        self._orders: dict[bytes, int] = {}
+
+    def later(self, ms: float, act: Any, *args: Any) -> None:
+        assert self.node is not None
+        self.node.schedule(self.life, ms, self._alive, act, args)
+
+    def _alive(self, act: Any, args: tuple[Any, ...]) -> None:
+        if self.alive:
+            act(*args)
+
+    def hello(self) -> Hello:
+        return Hello(PROTOCOL_VERSION, "", self.role, 1000 + self.worker, self.worker)
+
+    def other(self, message: NodeMessage) -> None:
+        match message:
+            case Run(tasks):
+                self.queue.extend(tasks)
+                self._next()
+            case TakeBack(count):
+                self._give_back(count)
+            case Exit():
+                self.exiting = True
+                self._next()
+
+    def _give_back(self, count: int) -> None:
+        back = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
+        back.reverse()
+        self.send(Returned([spec_decoder.decode(run.spec).task_id for run in back]))
+
+    def _next(self) -> None:
+        if self.frame is not None or not self.alive:
+            return
+        if not self.queue:
+            if self.exiting:
+                assert self.node is not None
+                self.node.worker_dies(self)
+            return
+        run = self.queue.popleft()
+        spec = spec_decoder.decode(run.spec)
+        site = int.from_bytes(spec.args, "big")
+        program = self.cluster.programs[site]
+        frame = self.frame = Frame(program, spec.task_id, spec.job)
+        frame.run = run
+        frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
+        self.cluster.checks.started(spec, run.attempt, self.life)
+        if spec.kind == ACTOR_CALL:
+            self._check_order(spec, program)
+        golden_deps, golden_nested = self.cluster.golden.given[site]
+        contents = {value.object_id: value for value in run.inline}
+        places = {place.object_id: place for place in run.located}
+        deps: list[Content] = []
+        pins: list[tuple[bytes, int]] = []
+        for oid, golden in zip(spec.deps, golden_deps, strict=True):
+            value = contents.get(oid)
+            if value is not None:
+                assert value.data is not None
+                data = value.data
+                assert value.status == OK, "a task was started with an error as argument"
+            else:
+                assert self.node is not None
+                data = self.node.bytes.read(places[oid])
+                pins.append((oid, places[oid].attempt))
+            deps.append(self.decode(frame, OK, data, Handle(oid, golden)))
+        nested = [Handle(o, g) for o, g in zip(spec.nested, golden_nested, strict=True)]
+        for handle in nested:
+            self.hold(handle, borrowed=True)
+            frame.handles.append(handle)
+        if pins:
+            self.send(Release(list(dict.fromkeys(pins))))
+        flake = program.flaky and self.world.rng.random() < 0.4
+        self.begin(frame, deps, nested, flake)
+
+    def _check_order(self, spec: TaskHeader, program: Program) -> None:
+        last = self._orders.get(spec.parent_id, 0)
+        self.cluster.checks.require(
+            program.order > last, f"{self.name}: call {program.order} of a caller after {last}"
+        )
+        self._orders[spec.parent_id] = program.order
+
+    def block(self, frame: Frame) -> None:
+        waiting = frame.waits is not None and frame.waits[0] in ("get", "wait", "credit")
+        if not frame.blocked and waiting:
+            frame.blocked = True
+            if self.queue and not self.is_actor:
+                self._give_back(len(self.queue))
+            self.send(Blocked(frame.task_id))
+
+    def wake(self) -> None:
+        frame = self.frame
+        if frame is None or frame.waits is None or frame.waits[0] == "time":
+            return
+        found, answer = self.found(frame)
+        if found:
+            frame.waits = None
+            if frame.blocked:
+                frame.blocked = False
+                self.send(Unblocked(frame.task_id))
+            self.resume(frame, answer)
+
+    def ended(self, frame: Frame, result: Result) -> None:
+        frame.result = result
+        assert frame.run is not None
+        for index, (size, digest, refs) in enumerate(result.returns):
+            data = digest + b"".join(ref.object_id for ref in refs)
+            ref_ids = [ref.object_id for ref in refs]
+            if size > SMALL and result.status == OK:
+                frame.unwritten.append((index, data, size))
+                frame.returns.append(Return(size, digest_of(data), None, ref_ids))
+                self.cluster.checks.large(digest_of(data), data)
+            else:
+                frame.returns.append(Return(len(data), digest_of(data), data, ref_ids))
+        frame.waits = ("results",)
+        self.write_results(frame)
+
+    def write_results(self, frame: Frame) -> None:
+        assert frame.run is not None and frame.result is not None
+        if frame.unwritten:
+            index, _, size = frame.unwritten[0]
+            self.send(Create(object_id(frame.task_id, index), frame.run.attempt, size))
+            return
+        duration = int((self.world.now - frame.started) * 1000)
+        done = TaskDone(
+            frame.task_id, frame.run.attempt, frame.result.status, frame.returns, duration,
+            frame.result.retry,
+        )  # fmt: skip
+        self.send(Done([done]))
+        self.let_go(frame.handles)
+        self.frame = None
+        if frame.program.kind == ACTOR_CREATION and frame.result.status == OK:
+            self.is_actor = True
+        self._next()
+
+    def frame_that_writes(self, oid: bytes) -> Frame | None:
+        return self.frame
