@@ -9,6 +9,7 @@
 * ``tasks``     tasks and their way from submission to result
 * ``workers``   the worker pool: leases, pipelining, take-back, blocking
 * ``actors``    where actors are, and the order of their calls
+* ``last_words`` results of a worker that died before it sent them
 * ``policy``    on which node a task should run: a pure function
 * ``daemon``    the shell: sockets, processes, the connection to Postgres, timers
 """

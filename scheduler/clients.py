@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 #: Before its ``Hello`` a client may send this much in one frame.
 _HELLO_LIMIT = 64 * 1024
 _HELLO_TIMEOUT_S = 10.0
+_READ_SIZE = 256 * 1024
 
 
 class ClientProtocol(asyncio.Protocol):
@@ -46,6 +47,9 @@ class ClientProtocol(asyncio.Protocol):
         self._server = server
         self._reader = FrameReader(_HELLO_LIMIT)
         self._transport: asyncio.Transport | None = None
+        #: A worker's, to read what it said last: the transport of a peer that has died throws that
+        #: away if something is written to it first.
+        self._socket: socket.socket | None = None
         self.number = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -78,6 +82,8 @@ class ClientProtocol(asyncio.Protocol):
             self.close()
             return
         self._reader = _widened(self._reader)
+        if message.role == "worker" and self._transport is not None:
+            self._socket = self._transport.get_extra_info("socket").dup()
         self.number = self._server.register(self)
         if message.role == "driver":
             self._server.processes.hold(self.number, self._transport)
@@ -93,8 +99,23 @@ class ClientProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._socket is not None:
+            self._read_rest(self._socket)
+            self._socket.close()
         if self.number:
             self._server.forget(self.number)
+
+    def _read_rest(self, connection: socket.socket) -> None:
+        """What came before the end. Never waits: a child of the worker may hold the other end."""
+        connection.setblocking(False)
+        while True:
+            try:
+                data = connection.recv(_READ_SIZE)
+            except OSError:  # nothing is left
+                return
+            if not data:
+                return
+            self.data_received(data)
 
 
 def _widened(reader: FrameReader) -> FrameReader:

@@ -27,6 +27,7 @@ from regrow.gcs.client import ControlStoreLink
 from regrow.gcs.operations import Append
 from regrow.messages import (
     PROTOCOL_VERSION,
+    Done,
     FromStore,
     Leave,
     NodeDied,
@@ -200,9 +201,23 @@ class Daemon:
         core.now_ms = time.monotonic() * 1000
         if isinstance(event, events.ClientArrived) and event.hello.role == "worker":
             self._processes.connected(event.hello.number, event.hello.pid)
+        if isinstance(event, events.ClientGone):
+            self._hear_last_words(event.client)
         self._carry(core.handle(event))
+        if isinstance(event, events.WorkerExited) and event.number not in core.pool.workers:
+            self._processes.last_words(event.number)  # it never came, or is gone already
         if not self._busy and core.tasks.tasks:
             self._tick()
+
+    def _hear_last_words(self, client: int) -> None:
+        """A worker's results that it had no time to send are as good as those it sent."""
+        assert self._core is not None
+        worker = self._core.pool.by_client.get(client)
+        if worker is None:
+            return
+        done = self._processes.last_words(worker.number)
+        if done:
+            self._carry(self._core.handle(events.ClientSaid(client, Done(done))))
 
     def _store_said(self, messages: list[FromStore]) -> None:
         for message in messages:

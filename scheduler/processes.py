@@ -1,7 +1,8 @@
 """The shell of the worker pool: the warm fork server and the processes it makes.
 
 The fork server is started by module name, so the node never imports the client.  It tells of every
-worker that ends; workers end by themselves when their node does.
+worker that ends; workers end by themselves when their node does.  What a worker had finished but
+not sent when it died is read here.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from regrow.messages import TaskDone
 from regrow.scheduler.events import Event, WorkerExited
+from regrow.scheduler.last_words import LastWords
 from regrow.wire import FrameReader, frame
 
 logger = logging.getLogger(__name__)
 
 _MODULE = "regrow._forkserver"
+#: Descriptors that come with one read.
+_FDS_MAX = 16
+_done_decoder = msgspec.msgpack.Decoder(TaskDone)
 
 
 class WorkerProcesses:
@@ -41,6 +48,9 @@ class WorkerProcesses:
         self._log_dir = log_dir
         self._on_event = on_event
         self._pids: dict[int, int] = {}
+        self._last_words: dict[int, LastWords] = {}
+        #: Of workers whose message is not read yet.
+        self._fds: deque[int] = deque()
         self._worker_env: dict[str, str] = {}
         self._reader = FrameReader()
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,6 +97,15 @@ class WorkerProcesses:
         """A worker said who it is."""
         self._pids[number] = pid
 
+    def last_words(self, number: int) -> list[TaskDone]:
+        """What a worker whose connection has ended had finished but not sent; asked once."""
+        words = self._last_words.pop(number, None)
+        if words is None:
+            return []
+        bodies = FrameReader().feed(words.read())
+        words.close()
+        return [_done_decoder.decode(body) for body in bodies]
+
     def kill(self, number: int) -> None:
         """SIGKILL."""
         pid = self._pids.get(number)
@@ -99,7 +118,10 @@ class WorkerProcesses:
     def _readable(self) -> None:
         assert self._socket is not None
         try:
-            data = self._socket.recv(65536)
+            data, fds, _, _ = socket.recv_fds(
+                self._socket, 65536, _FDS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
+            self._fds.extend(fds)
         except BlockingIOError:
             return
         except OSError:
@@ -116,6 +138,10 @@ class WorkerProcesses:
                 self._on_event(WorkerExited(number, told["status"]))
             else:
                 self._pids[number] = told["pid"]
+                if self._fds:
+                    fd = self._fds.popleft()
+                    self._last_words[number] = LastWords(fd)
+                    os.close(fd)
 
     def close(self) -> None:
         """Kills all workers and the fork server."""

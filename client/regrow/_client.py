@@ -60,6 +60,7 @@ from regrow.messages import (
 )
 from regrow.objectstore.layout import Layout, digest
 from regrow.objectstore.serialization import SerializedObject, deserialize, serialize
+from regrow.scheduler.last_words import LastWords
 
 
 class Call(Struct, frozen=True):
@@ -86,15 +87,16 @@ class Client:
     """See the module. ``role`` is "driver" or "worker"."""
 
     def __init__(
-        self, connection: Connection, role: str, durability: str, memory: Memory | None = None
-    ) -> None:
+        self, connection: Connection, role: str, durability: str, memory: Memory | None = None,
+        last_words: LastWords | None = None,
+    ) -> None:  # fmt: skip
         self.role = role
         self.welcome = connection.welcome
         self.running = Running()
         self.refs = RefTable(self._on_news)
         self._futures = Futures(self)
         self.refs.future = self._futures.future
-        self.link = Link(connection, self)
+        self.link = Link(connection, self, last_words)
         self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_news)
         self._default_flags = ASYNC if durability == "async" else 0
         self._defined: dict[bytes, FunctionDef] = {}

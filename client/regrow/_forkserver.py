@@ -3,8 +3,9 @@
 Started by the node as ``python -m regrow._forkserver --fd CONTROL --arena-fd ARENA`` with
 PYTHONHASHSEED=0 (sets would pickle differently on a replay otherwise).  Single-threaded at every
 fork. The node asks for a worker with a frame ``{"number", "env", "log"}`` (a folder); it is told
-``{"number", "pid"}``, and ``{"number", "pid", "status"}`` (as of ``waitpid``) when the worker
-ended. It ends with its node, and its workers with it.
+``{"number", "pid"}``, with the descriptor of the worker's last words beside it, and ``{"number",
+"pid", "status"}`` (as of ``waitpid``) when the worker ended. It ends with its node, and its workers
+with it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from regrow.scheduler.last_words import LastWords
 from regrow.wire import FrameReader, frame
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -92,11 +94,13 @@ class ForkServer:
 
     def _fork(self, request: Mapping[str, Any]) -> None:
         number = request["number"]
+        words_fd = LastWords.create_fd()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(request)
+            self._become_worker(request, words_fd)
         self._numbers[pid] = number
-        self._tell({"number": number, "pid": pid})
+        self._tell({"number": number, "pid": pid}, words_fd)
+        os.close(words_fd)
 
     def _reap(self) -> None:
         while self._numbers:
@@ -105,13 +109,17 @@ class ForkServer:
                 return
             self._tell({"number": self._numbers.pop(pid), "pid": pid, "status": status})
 
-    def _tell(self, message: dict[str, int]) -> None:
+    def _tell(self, message: dict[str, int], *fds: int) -> None:
+        body = frame(msgspec.msgpack.encode(message))
         try:
-            self._control.sendall(frame(msgspec.msgpack.encode(message)))
+            if fds:
+                sent = socket.send_fds(self._control, [body], fds)
+                body = body[sent:]
+            self._control.sendall(body)
         except BrokenPipeError:
             return  # the node is gone: the next read says so
 
-    def _become_worker(self, request: Mapping[str, Any]) -> NoReturn:
+    def _become_worker(self, request: Mapping[str, Any], words_fd: int) -> NoReturn:
         """In the child: take on the surroundings of a worker, and never return."""
         status = 1
         try:
@@ -128,7 +136,9 @@ class ForkServer:
 
             path = os.environ["REGROW_NODE_SOCKET"]
             token = os.environ.pop("REGROW_TOKEN")
-            status = _worker.run(path, token, request["number"], self._arena_fd)
+            words = LastWords(words_fd)
+            os.close(words_fd)
+            status = _worker.run(path, token, request["number"], self._arena_fd, words)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:

@@ -41,6 +41,7 @@ from regrow.messages import (
     encode,
     node_decoder,
 )
+from regrow.scheduler.last_words import LastWords
 from regrow.wire import FrameError, FrameReader, frame
 
 #: Submissions that make a batch leave at once.
@@ -124,13 +125,18 @@ class Connection:
 class Link:
     """See the module. All methods may be called from any thread."""
 
-    def __init__(self, connection: Connection, peer: Peer) -> None:
+    def __init__(
+        self, connection: Connection, peer: Peer, last_words: LastWords | None = None
+    ) -> None:
         self._connection = connection
         self._peer = peer
         self._window = max(connection.welcome.window, BATCH_MAX)
         self._queue: deque[Submission | Message] = deque()
         self._uncommitted: deque[Submission] = deque()
         self._sending = threading.Lock()
+        #: Results at the front of the queue that the node finds there, should this process die.
+        self._last_words = last_words
+        self._keeping = threading.Lock()
         #: The thread that holds it, for finalizers, which may run in the middle of a flush.
         self._sender = 0
         self._armed = False
@@ -173,6 +179,20 @@ class Link:
             self.submit(seal)
             return True
 
+    def finish(self, done: TaskDone) -> bool:
+        """Queue a result. False if it has to be sent at once to outlive this process: what it
+        may refer to is in front of it and is not sent, or there is no room to keep it. Hot path."""
+        words = self._last_words
+        if words is None:
+            self.submit(done)
+            return False
+        with self._keeping:
+            kept = len(self._queue) == words.count and words.keep(frame(encode(done)))
+            self._queue.append(done)
+        if not self._armed:
+            self.arm()
+        return kept
+
     def post(self, message: Message) -> None:
         """Queue ``message``; it leaves with the next batch, a millisecond from now at most."""
         self._queue.append(message)
@@ -211,8 +231,16 @@ class Link:
                 raise
             finally:
                 self._sender = 0
-                for _ in range(len(items)):
-                    self._queue.popleft()
+                self._forget(len(items))
+
+    def _forget(self, count: int) -> None:
+        """The first ``count`` of the queue have left."""
+        queue, words = self._queue, self._last_words
+        with self._keeping:
+            if words is not None and words.count:
+                words.forget(min(count, words.count))
+            for _ in range(count):
+                queue.popleft()
 
     def _make_batch(self, items: list[Submission | Message], dropped: list[bytes]) -> bytes:
         before, after = self._peer.collect(dropped)

@@ -376,6 +376,11 @@ class RefTable:
                     gone.append(object_id)
         return gone
 
+    @property
+    def has_borrowed(self) -> bool:
+        """Whether the node has to be told of ids that are held anew."""
+        return bool(self._borrowed)
+
     def take_borrowed(self, dropped: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Ids held anew, to be told before and after the ``dropped`` ones (taken before this)."""
         if not self._borrowed:

@@ -1,7 +1,8 @@
 """A worker process: takes tasks from its node, runs them, and tells what came of them.
 
-Decides when results leave: at once when there is nothing else to do, else a few together.  It ends
-at once when its node is gone, so that nothing is orphaned.
+Decides when results leave: at once when there is nothing else to do, else a few together.  Before
+the next call begins a result has left, or lies where the node finds it if that call kills this
+process.  It ends at once when its node is gone, so that nothing is orphaned.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from regrow.messages import (
     header_decoder,
 )
 from regrow.objectstore.arena import Arena
+from regrow.scheduler.last_words import LastWords
 
 #: Results that leave together at most.
 _RESULTS_MAX: Final = 16
@@ -47,9 +49,9 @@ _RESULTS_MAX: Final = 16
 class Worker(Client):
     """The client of a worker process."""
 
-    def __init__(self, connection: Connection, arena_fd: int) -> None:
+    def __init__(self, connection: Connection, arena_fd: int, last_words: LastWords) -> None:
         memory = Memory(Arena.attach(arena_fd, writable=True), self._on_news)
-        super().__init__(connection, "worker", "commit", memory)
+        super().__init__(connection, "worker", "commit", memory, last_words)
         self.executor = Executor(self)
         self._queue: deque[RunTask] = deque()
         self._news = _News(self)
@@ -131,9 +133,8 @@ class Worker(Client):
             done = executor.run(run)
             end_lines()
             del run
-            link.submit(done)
             unsent += 1
-            if unsent >= _RESULTS_MAX:
+            if not self.finish(done) or unsent >= _RESULTS_MAX:
                 link.flush()
                 unsent = 0
             if not was_actor and executor.actor is not None:
@@ -142,9 +143,15 @@ class Worker(Client):
             self._calls.close()
         link.flush()
 
+    def finish(self, done: TaskDone) -> bool:
+        """Queue a result; from any thread. False if it must be sent before anything else is done,
+        or it might be lost with this process."""
+        return self.link.finish(done) and not self.refs.has_borrowed
+
     def _tell(self, done: TaskDone) -> None:
         """A call of a concurrent actor ended, on any thread."""
-        self.link.submit(done)
+        if not self.finish(done):
+            self.link.flush()
         if self.executor.exiting:
             self._news.tell()
 
@@ -183,11 +190,11 @@ class _News:
             self._tokens.put(None)
 
 
-def run(path: str, token: str, number: int, arena_fd: int) -> int:
+def run(path: str, token: str, number: int, arena_fd: int, last_words: LastWords) -> int:
     """Be worker ``number`` of the node at the socket ``path``; its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the driver's
     connection = Connection(path, Hello(PROTOCOL_VERSION, token, "worker", os.getpid(), number))
-    worker = Worker(connection, arena_fd)
+    worker = Worker(connection, arena_fd, last_words)
     if worker.welcome.home:  # processes that tasks start join this cluster, and start none
         os.environ["REGROW_ADDRESS"] = worker.welcome.home
     _client.set_current(worker)

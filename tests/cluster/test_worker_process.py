@@ -29,6 +29,7 @@ from regrow.messages import (
     Exit,
     Hello,
     Output,
+    Put,
     Returned,
     Run,
     RunTask,
@@ -40,10 +41,12 @@ from regrow.messages import (
     encode,
 )
 from regrow.objectstore.serialization import deserialize
+from regrow.scheduler.last_words import LastWords
 from regrow.wire import FrameReader, frame
 from tests.unit.client.fake_node import FakeNode
 
 TIMEOUT_S = 15.0
+done_decoder = msgspec.msgpack.Decoder(TaskDone)
 
 
 class ForkServer:
@@ -54,6 +57,7 @@ class ForkServer:
         self._logs = logs
         self._frames = FrameReader()
         self._told: list[dict[str, int]] = []
+        self._fds: list[int] = []
         self.control, theirs = socket.socketpair()
         self.control.settimeout(TIMEOUT_S)
         with theirs:
@@ -81,11 +85,18 @@ class ForkServer:
             for message in self._told:
                 if message["number"] == number and key in message:
                     return message
-            data = self.control.recv(4096)
+            data, fds, _, _ = socket.recv_fds(self.control, 4096, 16)
+            self._fds += fds
             assert data, "the fork server ended"
             self._told += [msgspec.msgpack.decode(body) for body in self._frames.feed(data)]
 
+    def last_words(self) -> LastWords:
+        """Of the worker that was forked first."""
+        return LastWords(self._fds[0])
+
     def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
         self.control.close()
         self.process.wait(TIMEOUT_S)
 
@@ -292,3 +303,38 @@ def test_forking_is_quick(node: FakeNode, server: ForkServer) -> None:
     for number in range(2, 12):
         server.fork(number)
     assert time.monotonic() - start < 2.0
+
+
+def test_results_outlive_a_worker_that_dies_at_once_afterwards(
+    node: FakeNode, server: ForkServer
+) -> None:
+    server.fork(1)
+    words = server.last_words()
+
+    def crash() -> None:
+        os._exit(1)
+
+    run(node, (1, len, ("a",)), (2, len, ("ab",)), (3, crash, ()))
+    server.told(1, "status")
+    sent = [t for message in node.all(Done) for t in message.tasks]
+    kept = [done_decoder.decode(body) for body in FrameReader().feed(words.read())]
+    assert {t.task_id[0]: value(t) for t in sent + kept} == {1: 1, 2: 2}
+    words.close()
+
+
+def test_what_a_result_may_refer_to_leaves_before_the_next_call_begins(
+    node: FakeNode, server: ForkServer
+) -> None:
+    server.fork(1)
+
+    def put() -> Any:
+        return [regrow.put("small")]
+
+    def crash() -> None:
+        os._exit(1)
+
+    run(node, (1, put, ()), (2, crash, ()))
+    server.told(1, "status")
+    assert [bytes([1]) * 16] == [t.task_id for t in node.until(Done).tasks]
+    kinds = [type(m) for m in node.received]
+    assert kinds.index(Put) < kinds.index(Done)

@@ -1,0 +1,69 @@
+"""How actors end, and what becomes of their calls, their callers and their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import regrow as ray
+from regrow.exceptions import ActorDiedError
+
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REGROW_HOME", str(tmp_path_factory.mktemp("home")))
+    ray.init(num_cpus=2, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+def get(refs: Any) -> Any:
+    return ray.get(refs, timeout=TIMEOUT_S)
+
+
+class _Fragile:
+    """Counts until it crashes."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self) -> int:
+        self.value += 1
+        return self.value
+
+    def crash(self) -> None:
+        os._exit(1)
+
+
+class _AsyncFragile(_Fragile):
+    async def inc(self) -> int:  # type: ignore[override]
+        return super().inc()
+
+    async def crash(self) -> None:  # type: ignore[override]
+        os._exit(1)
+
+
+Fragile = ray.remote(_Fragile)
+AsyncFragile = ray.remote(_AsyncFragile)
+
+
+@pytest.mark.parametrize("cls", [Fragile, AsyncFragile])
+def test_calls_that_ended_before_the_actor_crashed_have_their_results(cls: Any) -> None:
+    for _ in range(5):
+        actor = cls.remote()
+        get(actor.__ray_ready__.remote())
+        ended = [actor.inc.remote() for _ in range(5)]
+        crash = actor.crash.remote()
+        # More is written to the process when it is dead, perhaps before its last words are read.
+        late = [actor.inc.remote() for _ in range(50)]
+        assert get(ended) == [1, 2, 3, 4, 5]
+        for ref in (crash, *late):
+            with pytest.raises(ActorDiedError):
+                get(ref)
