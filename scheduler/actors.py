@@ -103,7 +103,7 @@ class ActorTable:
         if status == SYSTEM_ERROR:
             message = failure_decoder.decode(data).message
         else:
-            message = f"the actor {actor.name} died in its constructor; its creation has the error"
+            message = f"the actor {actor.name} could not be created"
         self.died(actor, SystemFailure("actor_died", message))
 
     def created_elsewhere(self, actor_id: bytes, node_id: int, value: Value) -> None:

@@ -414,7 +414,10 @@ class TaskTable:
         self._place(task)
 
     def fails_with_argument(self, task: Task) -> bool:
-        """Whether an argument is an error, which then is the task's result too (as in Ray)."""
+        """Whether an argument is an error, which then is the task's result too (as in Ray). (But
+        that an actor was not created its callers are told in words, which a worker finds.)"""
+        if task.header.kind == ACTOR_CREATION:
+            return False
         for oid in task.header.deps:
             value = self._core.objects.entry(oid).value
             if value is not None and value.status != OK:

@@ -38,6 +38,7 @@ from regrow.messages import (
     TaskDone,
     TaskSpec,
     encode,
+    failure_decoder,
     spec_decoder,
 )
 from regrow.objectstore.layout import digest
@@ -243,6 +244,9 @@ class Executor:
 
     def outcome_of(self, spec: TaskSpec, error: BaseException) -> Outcome:
         """What became of a task that raised."""
+        if spec.kind == ACTOR_CREATION:
+            failure = SystemFailure("actor_died", _why_not_created(spec, error))
+            return SYSTEM_ERROR, [_error_return(encode(failure))], False
         if isinstance(error, ArgumentFailed):
             return error.status, [_error_return(error.data)], False
         if isinstance(error, ActorExit):
@@ -293,9 +297,7 @@ def serialize_error(name: str, error: BaseException) -> bytes:
         data, missing = _with_cause(name, text, cause)
         if data is not None:
             return data
-    if len(text) > _TEXT_MAX:
-        text = text[: _TEXT_MAX // 2] + "\n...\n" + text[-_TEXT_MAX // 2 :]
-    return serialize(RayTaskError(name, text + missing)).layout.to_bytes()
+    return serialize(RayTaskError(name, _shortened(text) + missing)).layout.to_bytes()
 
 
 def _with_cause(name: str, text: str, cause: BaseException) -> tuple[bytes | None, str]:
@@ -314,6 +316,29 @@ def _with_cause(name: str, text: str, cause: BaseException) -> tuple[bytes | Non
     if not isinstance(copied, BaseException):
         return None, f"{what}unpickled it is a {qualified_name(type(copied))})\n"
     return data, ""
+
+
+def _why_not_created(spec: TaskSpec, error: BaseException) -> str:
+    """As text: whoever calls the actor is told, also where its classes cannot be imported, and
+    long after its creation was forgotten."""
+    name = spec.name.removesuffix(".__init__")
+    if isinstance(error, ArgumentFailed):
+        if error.status == SYSTEM_ERROR:
+            text = failure_decoder.decode(error.data).message
+        else:
+            text = str(deserialize(error.data))
+        return f"the actor {name} was not created: an argument of its constructor is an error: " + (
+            _shortened(text)
+        )
+    return f"the actor {name} died because its constructor raised an exception:\n" + (
+        _shortened(_traceback(error))
+    )
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _TEXT_MAX:
+        return text
+    return text[: _TEXT_MAX // 2] + "\n...\n" + text[-_TEXT_MAX // 2 :]
 
 
 def _traceback(error: BaseException) -> str:

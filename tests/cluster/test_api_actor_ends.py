@@ -67,3 +67,41 @@ def test_calls_that_ended_before_the_actor_crashed_have_their_results(cls: Any) 
         for ref in (crash, *late):
             with pytest.raises(ActorDiedError):
                 get(ref)
+
+
+class _Broken:
+    def __init__(self, _argument: Any = None) -> None:
+        raise ValueError("no such thing")
+
+    def method(self) -> None:
+        """Never called."""
+
+
+Broken = ray.remote(_Broken)
+
+
+@ray.remote
+def call_it(actor: Any) -> str:
+    with pytest.raises(ActorDiedError) as caught:
+        get(actor.method.remote())
+    return str(caught.value)
+
+
+def test_every_caller_of_an_actor_learns_what_its_constructor_raised() -> None:
+    broken = Broken.remote()
+    for _ in range(2):
+        with pytest.raises(ActorDiedError, match="no such thing") as caught:
+            get(broken.method.remote())
+        assert 'raise ValueError("no such thing")' in str(caught.value)
+        assert "_execute.py" not in str(caught.value)
+    assert "ValueError: no such thing" in get(call_it.remote(broken))
+
+
+def test_an_actor_whose_argument_is_an_error_says_which() -> None:
+    @ray.remote
+    def fail() -> None:
+        raise KeyError("from the argument")
+
+    broken = Broken.remote(fail.remote())
+    with pytest.raises(ActorDiedError, match="from the argument"):
+        get(broken.method.remote())

@@ -433,6 +433,29 @@ def test_an_actor_can_be_killed_from_another_node_and_before_it_is_there() -> No
         assert ray.get(identity.remote(1), timeout=30) == 1
 
 
+def test_callers_on_every_node_learn_what_the_constructor_raised() -> None:
+    class Broken:
+        def __init__(self) -> None:
+            raise ValueError("no such thing")
+
+        def method(self) -> None:
+            """Never called."""
+
+    def why(actor: Any) -> str:
+        with pytest.raises(RayActorError) as caught:
+            ray.get(actor.method.remote(), timeout=30)
+        return str(caught.value)
+
+    with two_nodes():
+        away: dict[str, Any] = {"resources": {"away": 0.1}}
+        elsewhere = ray.remote(**away)(why)
+        for options in ({}, away):
+            broken = ray.remote(Broken).options(**options).remote()
+            texts = [why(broken), *ray.get([elsewhere.remote(broken)] * 2, timeout=30), why(broken)]
+            for text in texts:
+                assert 'raise ValueError("no such thing")' in text
+
+
 def test_actors_without_handles_end_wherever_they_are() -> None:
     with two_nodes() as (cluster, _other):
         spies = [Spy(cluster.home, file["socket"]) for file in node_files(cluster.home)]
