@@ -1,0 +1,131 @@
+"""What messages of several links are made of: tasks, values, failures, functions.
+
+A wire struct is a msgpack array. A part has no tag; a message has one, and is what a link carries.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+PROTOCOL_VERSION: Final = 1
+
+# What a task is.
+TASK: Final = 0
+ACTOR_CREATION: Final = 1
+ACTOR_CALL: Final = 2
+
+# The status of a task or an object.
+PENDING: Final = 0
+OK: Final = 1
+#: The program raised: ``data`` is the packed RayTaskError.
+TASK_ERROR: Final = 2
+#: The system gave up: ``data`` is a packed ``SystemFailure``.
+SYSTEM_ERROR: Final = 3
+
+# Flags of a spec.
+#: The submitter's replies need not wait for the commit (``durability="async"``).
+ASYNC: Final = 1
+#: The program may ask for a retry of an exception (``retry_exceptions``).
+RETRY_EXCEPTIONS: Final = 2
+#: The spec's id came from ``options(key=...)``.
+KEYED: Final = 4
+
+Resources = dict[str, int]
+
+
+class WirePart(Struct, array_like=True, frozen=True, gc=False):
+    """Base of the parts of messages."""
+
+
+class TaskHeader(WirePart, frozen=True):
+    """The part of a spec that nodes decode. A full spec is a ``TaskSpec``, whose first fields these
+    are: msgspec skips the rest."""
+
+    task_id: bytes
+    parent_id: bytes
+    #: Number of the job (``regrow.jobs.job``).
+    job: int
+    function_id: bytes
+    #: What people call it: the function's name, ``Class.__init__`` or ``Class.method``.
+    name: str
+    kind: int
+    #: Of an actor's creation or call: the actor (its creation task's id); else empty.
+    actor_id: bytes
+    #: Objects that are top-level arguments: the task starts when all are there.
+    deps: list[bytes]
+    #: References nested in the arguments: part of the lineage and kept alive, not waited for.
+    nested: list[bytes]
+    #: None means one CPU (for an actor's call: nothing).
+    resources: Resources | None
+    num_returns: int
+    #: -1 is without limit.
+    max_retries: int
+    flags: int
+    #: "" or "SPREAD" or "node:<id>" / "node:<id>:soft".
+    strategy: str
+
+
+class TaskSpec(TaskHeader, frozen=True):
+    """What a client submits. Only the client and the worker look at what follows the header."""
+
+    #: Packed ``(args, kwargs)``; top-level references are ``Placeholder(i)`` into ``deps``.
+    args: bytes
+    #: Of an actor's call.
+    method: str = ""
+    #: Packed dict of what only the worker needs (``retry_exceptions`` types, actor's options, ...).
+    options: bytes = b""
+
+
+class Value(WirePart, frozen=True):
+    """An object as it is told to whoever waits for it."""
+
+    object_id: bytes
+    status: int
+    size: int
+    #: The packed bytes where they are small, else None: then the object must be read.
+    data: bytes | None
+    digest: bytes = b""
+    #: References inside the value.
+    refs: list[bytes] = []
+
+
+class SystemFailure(WirePart, frozen=True):
+    """Why the system gave up; packed as the ``data`` of a SYSTEM_ERROR."""
+
+    #: ``regrow.exceptions.BY_CODE``
+    code: str
+    message: str
+
+
+class Return(WirePart, frozen=True):
+    """One return value, as its worker tells it. Without ``data`` it lies in the arena, sealed."""
+
+    size: int
+    digest: bytes
+    data: bytes | None
+    refs: list[bytes] = []
+
+
+class FunctionDef(WirePart, frozen=True):
+    """A function or class, content-addressed. ``pickled`` is cloudpickle's bytes."""
+
+    function_id: bytes
+    name: str
+    pickled: bytes
+    #: Fingerprint of its code object, for detecting a change on resume.
+    fingerprint: bytes = b""
+
+
+class WireMessage(Struct, array_like=True, frozen=True, gc=False):
+    """Base of the messages."""
+
+
+encoder: Final = msgspec.msgpack.Encoder()
+#: Encodes any message or part to msgpack bytes.
+encode: Final = encoder.encode
+header_decoder: Final = msgspec.msgpack.Decoder(TaskHeader)
+spec_decoder: Final = msgspec.msgpack.Decoder(TaskSpec)
+failure_decoder: Final = msgspec.msgpack.Decoder(SystemFailure)
