@@ -8,20 +8,32 @@ how it travels; where an actor lives and in which order its calls run is its nod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack
 
 import msgspec
 
 from regrow._client import Call, current
 from regrow._context import ActorExit
 from regrow._functions import define, identity
-from regrow._options import ACTOR_OPTIONS, METHOD_OPTIONS, checked
+from regrow._options import (
+    ACTOR_OPTIONS,
+    METHOD_OPTIONS,
+    ActorOptions,
+    MethodOptions,
+    checked,
+)
 from regrow._refs import ObjectRef, ref_from_id
 from regrow._signatures import Method, methods_of, packed_methods, signature_of, unpacked_methods
 from regrow.ids import object_id
 from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef, NamedActor
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    import typing_extensions
+
+    # With a default, so that annotations may say `ActorHandle` alone.
+    C = typing_extensions.TypeVar("C", default=Any)
+else:
+    C = TypeVar("C")
 
 _BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__")
 #: A definition that names a class without carrying it, for calls.
@@ -45,13 +57,13 @@ class ActorClass(Generic[C]):
         self.__module__ = cls.__module__
         self.__doc__ = cls.__doc__
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> C:
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         name = self.__name__
         raise TypeError(
             f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
         )
 
-    def options(self, **options: Any) -> ActorClass[C]:
+    def options(self, **options: Unpack[ActorOptions]) -> ActorClass[C]:
         """The same class with other options for the actors made through what this returns."""
         changed: ActorClass[C] = ActorClass.__new__(ActorClass)
         changed.__dict__.update(self.__dict__)
@@ -161,7 +173,7 @@ class ActorMethod:
         self._handle = handle
         self._call = call
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         name = self._call.method
         raise TypeError(
             f"Actor methods cannot be called directly. Instead of running 'object.{name}()', try "
@@ -181,7 +193,7 @@ class ActorMethod:
             return refs[0]
         return refs or None
 
-    def options(self, **options: Any) -> ActorMethod:
+    def options(self, **options: Unpack[MethodOptions]) -> ActorMethod:
         """The same method with other options."""
         changed = {"num_returns": self._call.num_returns, **options}
         return ActorMethod(self._handle, _method_call(self._handle, self._call.method, changed))

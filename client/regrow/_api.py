@@ -13,14 +13,25 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 import msgspec
 
 from regrow import _client
 from regrow._actor import ActorClass, ActorHandle
 from regrow._client import Client
-from regrow._options import check_durability
+from regrow._options import RemoteOptions, TaskOptions, check_durability
 from regrow._refs import ObjectRef, set_table
 from regrow._remote import RemoteFunction
 from regrow.config import RESOURCE_UNIT, Config
@@ -233,15 +244,35 @@ class RemoteDecorator(Protocol):
     @overload
     def __call__(self, target: type[C], /) -> ActorClass[C]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
+
+
+class NoResultDecorator(Protocol):
+    """What ``remote(num_returns=0)`` returns."""
+
+    def __call__(self, target: Callable[P, Any], /) -> RemoteFunction[P, None]: ...
+
+
+class ResultsDecorator(Protocol):
+    """What ``remote(num_returns=2)`` returns."""
+
+    def __call__(self, target: Callable[P, Any], /) -> RemoteFunction[P, list[ObjectRef[Any]]]: ...
 
 
 @overload
 def remote(target: type[C], /) -> ActorClass[C]: ...  # type: ignore[overload-overlap]
 @overload
-def remote(target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+def remote(target: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
 @overload
-def remote(**options: Any) -> RemoteDecorator: ...
+def remote(  # type: ignore[overload-overlap]  # the last one is for other numbers
+    *, num_returns: Literal[1] | None = None, **options: Unpack[RemoteOptions]
+) -> RemoteDecorator: ...
+@overload
+def remote(  # type: ignore[overload-overlap]
+    *, num_returns: Literal[0], **options: Unpack[TaskOptions]
+) -> NoResultDecorator: ...
+@overload
+def remote(*, num_returns: int, **options: Unpack[TaskOptions]) -> ResultsDecorator: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote, or a class an actor; ``@remote`` or ``@remote(num_cpus=2, ...)``."""
     if len(args) == 1 and not options:

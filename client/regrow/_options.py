@@ -6,7 +6,7 @@ An option that this version does not have is an error, never accepted and ignore
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 from msgspec import Struct
 
@@ -18,12 +18,49 @@ DEFAULT_MAX_RETRIES: Final = 3
 #: In units it is a number of 64 bits.
 _AMOUNT_MAX: Final = 1e14
 
-_SHARED: Final = frozenset({
-    "num_cpus", "num_gpus", "memory", "resources", "name", "durability", "scheduling_strategy",
-})  # fmt: skip
-TASK_OPTIONS: Final = _SHARED | {"num_returns", "max_retries", "retry_exceptions", "key"}
-ACTOR_OPTIONS: Final = _SHARED | {"namespace", "get_if_exists", "max_concurrency"}
-METHOD_OPTIONS: Final = frozenset({"num_returns", "name", "durability"})
+
+class _Shared(TypedDict, total=False):
+    num_cpus: float | None
+    num_gpus: float | None
+    memory: float | None
+    resources: Mapping[str, float] | None
+    name: str | None
+    durability: Literal["commit", "async"] | None
+    scheduling_strategy: Any
+
+
+class TaskOptions(_Shared, total=False):
+    """Options of remote functions. ``num_returns`` comes beside them: it decides what a call
+    returns."""
+
+    max_retries: int | None
+    retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...] | None
+    key: str | bytes | None
+
+
+class ActorOptions(_Shared, total=False):
+    """Options of actors."""
+
+    namespace: str | None
+    get_if_exists: bool
+    max_concurrency: int | None
+
+
+class RemoteOptions(TaskOptions, ActorOptions, total=False):
+    """What ``remote`` takes, before it knows what it decorates."""
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options of calls of actors."""
+
+    num_returns: int | None
+    name: str | None
+    durability: Literal["commit", "async"] | None
+
+
+TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__) | {"num_returns"}
+ACTOR_OPTIONS: Final = frozenset(ActorOptions.__annotations__)
+METHOD_OPTIONS: Final = frozenset(MethodOptions.__annotations__)
 
 #: Ray's options that this version does not have; those values mean "not used".
 _LATER: Final[dict[str, tuple[Any, ...]]] = {

@@ -28,13 +28,17 @@ if TYPE_CHECKING:
     # For type checkers a reference fits wherever a value does, so that `f.remote(ref)` is accepted
     # while the other arguments are checked; that is how it is at run time too.
     _Argument = Any
+
+    import typing_extensions
+
+    # With a default, so that annotations may say `ObjectRef` alone.
+    T_co = typing_extensions.TypeVar("T_co", covariant=True, default=Any)
 else:
+    T_co = TypeVar("T_co", covariant=True)
 
     class _Argument:
         __slots__ = ()
 
-
-T_co = TypeVar("T_co", covariant=True)
 
 # Flags of a reference.
 #: The node was asked to tell of it, or does so unasked.

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
 import cloudpickle
 import msgspec
 
 from regrow._client import Call, current
 from regrow._functions import define, identity
-from regrow._options import TASK_OPTIONS, Options, checked
+from regrow._options import TASK_OPTIONS, Options, TaskOptions, checked
 from regrow._refs import ObjectRef
 from regrow._signatures import signature_of
 from regrow.messages import FunctionDef
 
 P = ParamSpec("P")
-R = TypeVar("R")
+#: What a call gives: a reference, a list of them, or None, by ``num_returns``.
+T = TypeVar("T")
 
 
-class RemoteFunction(Generic[P, R]):
+class RemoteFunction(Generic[P, T]):
     """A function that runs as a task when it is called with ``.remote``."""
 
-    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
-        self._function: Callable[P, R] | None = function
+    def __init__(self, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
+        self._function: Callable[P, Any] | None = function
         self._options = options
         self._definition: FunctionDef | None = None
         self._identity = b""
@@ -33,14 +34,14 @@ class RemoteFunction(Generic[P, R]):
         self._signature = signature_of(function)
         functools.update_wrapper(self, function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> NoReturn:
         name = getattr(self, "__name__", "f")
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running '{name}()', try "
             f"'{name}.remote()'."
         )
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Submit a task; a reference to its result (a list of them if ``num_returns`` is not 1).
 
         Raises TypeError for arguments that the function does not take or that cannot be pickled.
@@ -48,13 +49,26 @@ class RemoteFunction(Generic[P, R]):
         call = self._call or self._prepare()
         self._signature.check(call.definition.name, args, kwargs)
         refs = current().call(call, args, kwargs)
-        if call.num_returns == 1:
-            return refs[0]
-        return refs or None  # type: ignore[return-value]  # several, as in Ray
+        result: Any = refs[0] if call.num_returns == 1 else refs or None  # several, as in Ray
+        return result  # type: ignore[no-any-return]
 
-    def options(self, **options: Any) -> RemoteFunction[P, R]:
+    @overload
+    def options(self, **options: Unpack[TaskOptions]) -> RemoteFunction[P, T]: ...
+    @overload
+    def options(
+        self, *, num_returns: Literal[1] | None, **options: Unpack[TaskOptions]
+    ) -> RemoteFunction[P, ObjectRef[Any]]: ...
+    @overload
+    def options(  # type: ignore[overload-overlap]  # the last one is for other numbers
+        self, *, num_returns: Literal[0], **options: Unpack[TaskOptions]
+    ) -> RemoteFunction[P, None]: ...
+    @overload
+    def options(
+        self, *, num_returns: int, **options: Unpack[TaskOptions]
+    ) -> RemoteFunction[P, list[ObjectRef[Any]]]: ...
+    def options(self, **options: Any) -> Any:
         """The same function with other options for the calls made through what this returns."""
-        changed: RemoteFunction[P, R] = RemoteFunction.__new__(RemoteFunction)
+        changed: RemoteFunction[P, Any] = RemoteFunction.__new__(RemoteFunction)
         changed.__dict__.update(self.__dict__)
         changed._options = {**self._options, **options}
         changed._checked = checked(changed._options, TASK_OPTIONS, "remote functions", 1)

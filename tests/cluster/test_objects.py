@@ -264,15 +264,15 @@ def test_a_driver_that_is_killed_leaves_nothing(shared: Cluster, tmp_path: Path)
 
 def test_a_dropped_reference_frees_memory_on_every_node() -> None:
     with watched(others=2) as view:
-        there = [{"resources": {f"node{i}": 1}} for i in range(2)]
-        refs = [make.options(**there[i % 2]).remote(i, MB) for i in range(6)]
+        there = [{f"node{i}": 1} for i in range(2)]
+        refs = [make.options(resources=there[i % 2]).remote(i, MB) for i in range(6)]
         wanted = sum(range(6)) * MB
-        for options in (*there, {}):
-            assert ray.get(total.options(**options).remote(*refs), timeout=60) == wanted
+        for resources in (*there, {}):
+            assert ray.get(total.options(resources=resources).remote(*refs), timeout=60) == wanted
         assert all(is_filled(a, i, MB) for i, a in enumerate(ray.get(refs, timeout=30)))
         assert all(used > 0 for used, _, _ in view.held())
         put = ray.put(np.full(2 * MB, 3, dtype=np.uint8))
-        assert ray.get(total.options(**there[0]).remote(put), timeout=30) == 6 * MB
+        assert ray.get(total.options(resources=there[0]).remote(put), timeout=30) == 6 * MB
         del refs, put
         view.wait_empty()
         wait_until(lambda: view.objects() == [0, 0, 0], f"no entries, not {view.objects()}")

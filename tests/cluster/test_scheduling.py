@@ -403,8 +403,8 @@ def test_ten_actors_live_on_two_cpus() -> None:
 
 def test_calls_in_flight_of_an_actor_that_dies_fail_and_later_ones_too() -> None:
     with two_nodes():
-        for options in ({}, {"resources": {"away": 0.1}}):
-            log = Log.options(**options).remote()
+        for away in (0, 0.1):
+            log = Log.options(resources={"away": away}).remote()
             ray.get(log.read.remote(), timeout=30)
             refs = [log.crash.remote(), *(log.add.remote("x", i) for i in range(50))]
             for ref in (*refs, log.read.remote()):
