@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
-import math
 import os
 import sys
 import threading
@@ -31,7 +30,7 @@ import msgspec
 from regrow import _client
 from regrow._actor import ActorClass, ActorHandle
 from regrow._client import Client
-from regrow._options import RemoteOptions, TaskOptions, check_durability
+from regrow._options import RemoteOptions, TaskOptions, check_durability, check_node
 from regrow._refs import ObjectRef, set_table
 from regrow._remote import RemoteFunction
 from regrow.config import RESOURCE_UNIT, Config
@@ -115,11 +114,15 @@ def init(
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
     check_durability(durability)
-    _check_amount("num_cpus", num_cpus)
-    _check_amount("num_gpus", num_gpus)
-    _check_amount("object_store_memory", object_store_memory)
-    for name, amount in (resources or {}).items():
-        _check_amount(f"resources[{name!r}]", amount)
+    check_node(
+        {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "object_store_memory": object_store_memory,
+        },
+        "init()",
+    )
     with _state_lock:
         if _client.connected() is not None:
             if ignore_reinit_error:
@@ -163,15 +166,6 @@ def _check_init(others: Mapping[str, Any]) -> None:
             raise UnsupportedOptionError(
                 f"init({name}={value!r}) is not in this version of regrow; leave it out"
             )
-
-
-def _check_amount(name: str, amount: float | None) -> None:
-    if amount is None:
-        return
-    if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise TypeError(f"init({name}={amount!r}): a number is needed")
-    if not 0 <= amount < math.inf:
-        raise ValueError(f"init({name}={amount!r}): it must be 0 or more, and finite")
 
 
 def _context() -> Context:

@@ -11,11 +11,13 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from regrow import _bootstrap, _daemons, _home, config
 from regrow._daemons import NodeDaemon, NodeOptions
+from regrow._options import check_node
 from regrow.exceptions import ClusterConnectionError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGTP])(i?)B?|B)?")
@@ -47,20 +49,20 @@ def node_options(
     host: str,
 ) -> NodeOptions:
     """What the node offers, read from the options' texts. Raises typer.BadParameter."""
-    for name, amount in (("--num-cpus", num_cpus), ("--num-gpus", num_gpus)):
-        if amount is not None and not 0 <= amount < 1e6:
-            raise typer.BadParameter(f"{amount:g} is no number of processors", param_hint=name)
-    return NodeOptions(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        memory=None if memory is None else parse_size(memory, "--memory"),
-        resources=_amounts(resources),
-        object_store_memory=None
+    given: dict[str, Any] = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "memory": None if memory is None else parse_size(memory, "--memory"),
+        "resources": _object(resources, "--resources", """'{"disk": 2}'"""),
+        "object_store_memory": None
         if object_store_memory is None
         else parse_size(object_store_memory, "--object-store-memory"),
-        labels=_labels(labels),
-        host=host,
-    )
+    }
+    try:
+        check_node(given, "regrow start")
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="start") from None
+    return NodeOptions(**given, labels=_labels(labels), host=host)
 
 
 def parse_size(text: str, option: str) -> int:
@@ -72,24 +74,12 @@ def parse_size(text: str, option: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** POWERS.get(unit or "", 0))
 
 
-def _amounts(text: str | None) -> dict[str, float]:
-    found = _object(text, "--resources", """'{"disk": 2}'""")
-    amounts: dict[str, float] = {}
-    for name, amount in found.items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
-            raise typer.BadParameter(
-                f"the amount of {name!r} is no number", param_hint="--resources"
-            )
-        amounts[name] = amount
-    return amounts
-
-
 def _labels(text: str | None) -> dict[str, str]:
     found = _object(text, "--labels", """'{"zone": "a"}'""")
     return {name: str(value) for name, value in found.items()}
 
 
-def _object(text: str | None, option: str, example: str) -> dict[str, object]:
+def _object(text: str | None, option: str, example: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:

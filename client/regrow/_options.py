@@ -1,4 +1,4 @@
-"""The options of tasks and actors: Ray's names, checked when they are given.
+"""The options of tasks, actors and nodes: Ray's names, checked when they are given.
 
 An option that this version does not have is an error, never accepted and ignored.
 """
@@ -10,13 +10,20 @@ from typing import Any, Final, Literal, TypedDict
 
 from msgspec import Struct
 
-from regrow.config import RESOURCE_UNIT
+from regrow.config import OBJECT_STORE_MIN, RESOURCE_UNIT
 from regrow.exceptions import UnsupportedOptionError
 from regrow.messages import KEYED, RETRY_EXCEPTIONS
 
 DEFAULT_MAX_RETRIES: Final = 3
 #: In units it is a number of 64 bits.
 _AMOUNT_MAX: Final = 1e14
+#: Resources that have an option of their own.
+_OPTION_OF: Final = {
+    "CPU": "num_cpus",
+    "GPU": "num_gpus",
+    "memory": "memory",
+    "object_store_memory": "object_store_memory",
+}
 
 
 class _Shared(TypedDict, total=False):
@@ -135,7 +142,7 @@ def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cp
     if key is not None:
         flags |= KEYED
     return Options(
-        resources=_resources(raw, default_cpus),
+        resources=_resources(raw, default_cpus, what),
         num_returns=num_returns(raw.get("num_returns", 1)),
         max_retries=_max_retries(raw.get("max_retries")),
         retry_exceptions=retry,
@@ -179,19 +186,31 @@ def num_returns(value: Any) -> int:
     return value
 
 
-def _resources(raw: Mapping[str, Any], default_cpus: int) -> dict[str, int] | None:
-    custom = raw.get("resources") or {}
-    if not isinstance(custom, Mapping):
-        raise TypeError(f"The type of keyword 'resources' must be dict, but got {type(custom)!r}.")
-    for reserved, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
-        if reserved in custom:
-            raise ValueError(f"Use the '{option}' keyword instead of '{reserved}' in 'resources'.")
-    amounts = dict(custom)
+def check_node(given: Mapping[str, Any], where: str) -> None:
+    """Check what a node is to offer; ``where`` ("init()") is for messages.
+
+    Raises ValueError or TypeError.
+    """
+    for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
+        if given.get(name) is not None:
+            _units(name, given[name], where)
+    arena = given.get("object_store_memory")
+    if arena is not None and arena < OBJECT_STORE_MIN:
+        raise ValueError(
+            f"object_store_memory of {where} must be {OBJECT_STORE_MIN} bytes at least, got "
+            f"{arena!r}"
+        )
+    _custom(given, where)
+
+
+def _resources(raw: Mapping[str, Any], default_cpus: int, where: str) -> dict[str, int] | None:
+    units = _custom(raw, where)
     cpus = raw.get("num_cpus")
-    amounts["CPU"] = default_cpus if cpus is None else cpus
-    amounts["GPU"] = raw.get("num_gpus")
-    amounts["memory"] = raw.get("memory")
-    units = {name: _units(name, amount) for name, amount in amounts.items() if amount is not None}
+    given = {"num_cpus": default_cpus if cpus is None else cpus}
+    given |= {name: raw[name] for name in ("num_gpus", "memory") if raw.get(name) is not None}
+    for resource, option in _OPTION_OF.items():
+        if option in given:
+            units[resource] = _units(option, given[option], where)
     units = {name: amount for name, amount in units.items() if amount}
     if default_cpus:
         return None if units == {"CPU": RESOURCE_UNIT} else units
@@ -199,18 +218,35 @@ def _resources(raw: Mapping[str, Any], default_cpus: int) -> dict[str, int] | No
     return None if cpus is None and not units else units
 
 
-def _units(name: str, amount: Any) -> int:
+def _custom(raw: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The resources that the user has named."""
+    custom = raw.get("resources") or {}
+    if not isinstance(custom, Mapping):
+        raise TypeError(f"resources of {where} must be a dict, got {custom!r}")
+    for name in custom:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"the names in resources of {where} must be strings, got {name!r}")
+        if name in _OPTION_OF:
+            raise ValueError(
+                f"resources of {where} cannot have {name!r}: use {_OPTION_OF[name]} instead"
+            )
+    return {name: _units(f"resources[{name!r}]", custom[name], where) for name in custom}
+
+
+def _units(name: str, amount: Any, where: str) -> int:
+    """The one check of an amount; ``name`` is the option's, ``where`` it was given."""
+    what = f"{name} of {where}"
     if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise TypeError(f"the amount of {name} must be a number, got {amount!r}")
+        raise TypeError(f"{what} must be a number, got {amount!r}")
     if not amount >= 0:
-        raise ValueError(f"The quantity of resource {name} must be non-negative, got {amount!r}")
-    if amount > 1 and name == "GPU" and amount != int(amount):
-        raise ValueError(f"GPUs over one must be whole, got {amount!r}")
+        raise ValueError(f"{what} must be a non-negative number, got {amount!r}")
     if amount > _AMOUNT_MAX:
-        raise ValueError(f"{name}={amount!r} is more than the largest amount, {_AMOUNT_MAX:g}")
+        raise ValueError(f"{what} must be {_AMOUNT_MAX:g} at most, got {amount!r}")
+    if name == "num_gpus" and amount > 1 and amount != int(amount):
+        raise ValueError(f"{what} must be whole if it is over one, got {amount!r}")
     units = round(amount * RESOURCE_UNIT)
     if amount and not units:
-        raise ValueError(f"{name}={amount!r} is less than the smallest amount, {1 / RESOURCE_UNIT}")
+        raise ValueError(f"{what} must be 0 or {1 / RESOURCE_UNIT} at least, got {amount!r}")
     return units
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 from regrow import _bootstrap, _daemons, _home
 from regrow._daemons import NodeDaemon, NodeOptions
 from regrow._home import NodeFile
+from regrow._options import check_node
 from regrow.exceptions import UnsupportedOptionError
 
 #: Ray's defaults for a node of a test cluster.
@@ -147,7 +148,8 @@ class Cluster:
 
         Takes ``num_cpus`` (1), ``num_gpus`` (0), ``memory`` and ``object_store_memory`` (bytes),
         ``resources`` and ``labels``. With ``wait`` it is a member on return. Raises
-        UnsupportedOptionError for other arguments, ClusterConnectionError if it does not start.
+        UnsupportedOptionError for other arguments, ValueError or TypeError for impossible amounts,
+        ClusterConnectionError if it does not start.
         """
         assert not self._ended, "the cluster was shut down"
         unknown = sorted(set(node_args) - set(NODE_ARGUMENTS))
@@ -155,6 +157,7 @@ class Cluster:
             raise UnsupportedOptionError(
                 f"add_node has no {', '.join(unknown)}; it takes {', '.join(NODE_ARGUMENTS)}"
             )
+        check_node(node_args, "add_node()")
         options = NodeOptions(**{**NODE_DEFAULTS, **node_args})
         if _bootstrap.look(self.home).gcs is None:
             node = self.head_node = self._start_head(options)

@@ -18,6 +18,8 @@ INLINE_MAX: Final = 8 * 1024
 ARGUMENT_MAX: Final = 64 * 1024
 #: Resources are counted in ten-thousandths, so that fractions add up exactly.
 RESOURCE_UNIT: Final = 10_000
+#: A node's arena has so many bytes at least.
+OBJECT_STORE_MIN: Final = 16 << 20
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

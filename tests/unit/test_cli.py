@@ -65,7 +65,9 @@ class TestSizes:
 
 
 class TestNodeOptions:
-    @pytest.mark.parametrize("resources", ["3", "{", '{"a": "b"}', '{"a": true}', '{"a": -1}'])
+    @pytest.mark.parametrize(
+        "resources", ["3", "{", '{"a": "b"}', '{"a": true}', '{"a": -1}', '{"CPU": 1}']
+    )
     def test_resources_that_are_no_amounts_are_refused(self, resources: str) -> None:
         with pytest.raises(typer.BadParameter):
             node_options(None, None, None, resources, None, None, "")
@@ -74,6 +76,10 @@ class TestNodeOptions:
     def test_impossible_processors_are_refused(self, cpus: float) -> None:
         with pytest.raises(typer.BadParameter):
             node_options(cpus, None, None, None, None, None, "")
+
+    def test_an_object_store_of_a_few_bytes_is_refused(self) -> None:
+        with pytest.raises(typer.BadParameter, match="object_store_memory of regrow start must be"):
+            node_options(None, None, None, None, "10", None, "")
 
     def test_they_become_the_daemons_arguments(self) -> None:
         options = node_options(1.5, 0, "1GB", '{"disk": 2}', "64MiB", '{"zone": "a"}', "::1")

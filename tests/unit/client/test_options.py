@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow._options import ACTOR_OPTIONS, TASK_OPTIONS, checked
+from regrow._options import ACTOR_OPTIONS, TASK_OPTIONS, check_node, checked
 from regrow.exceptions import UnsupportedOptionError
 from regrow.messages import KEYED, RETRY_EXCEPTIONS
 
@@ -56,10 +57,14 @@ def test_fractions_are_exact_to_a_ten_thousandth(amount: float) -> None:
     [
         ({"num_cpu": 1}, ValueError, "num_cpus"),
         ({"num_cpus": -1}, ValueError, "non-negative"),
-        ({"num_cpus": 1e-6}, ValueError, "smallest"),
+        ({"num_cpus": 1e-6}, ValueError, "0.0001 at least"),
         ({"num_cpus": "two"}, TypeError, "number"),
         ({"num_gpus": 1.5}, ValueError, "whole"),
         ({"resources": {"CPU": 1}}, ValueError, "num_cpus"),
+        ({"resources": {"object_store_memory": 1}}, ValueError, "object_store_memory instead"),
+        ({"resources": {"x": True}}, TypeError, r"resources\['x'\] of remote functions must be a"),
+        ({"resources": {3: 1}}, TypeError, "names in resources of remote functions"),
+        ({"num_cpus": float("inf")}, ValueError, "num_cpus of remote functions must be"),
         ({"resources": [1]}, TypeError, "dict"),
         ({"num_returns": -1}, ValueError, "num_returns"),
         ({"num_returns": "streaming"}, UnsupportedOptionError, "generators"),
@@ -77,6 +82,30 @@ def test_fractions_are_exact_to_a_ten_thousandth(amount: float) -> None:
 def test_wrong_options_of_tasks(options: dict[str, Any], error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         task(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"num_cpus": -1}, ValueError, "num_cpus of init() must be a non-negative number, got -1"),
+        ({"num_cpus": "two"}, TypeError, "num_cpus of init() must be a number, got 'two'"),
+        ({"num_gpus": 1.5}, ValueError, "num_gpus of init() must be whole"),
+        ({"resources": {"CPU": 1}}, ValueError, "cannot have 'CPU': use num_cpus instead"),
+        ({"resources": {"memory": 1}}, ValueError, "cannot have 'memory': use memory instead"),
+        ({"resources": {"a": float("nan")}}, ValueError, "resources['a'] of init() must be"),
+        ({"object_store_memory": 10}, ValueError, "object_store_memory of init() must be 16777216"),
+        ({"object_store_memory": 0}, ValueError, "object_store_memory of init() must be 16777216"),
+    ],
+)
+def test_what_no_node_can_offer(given: dict[str, Any], error: type, text: str) -> None:
+    with pytest.raises(error, match=re.escape(text)):
+        check_node(given, "init()")
+
+
+def test_what_a_node_can_offer() -> None:
+    check_node({}, "init()")
+    check_node({"num_cpus": 0, "num_gpus": 0.5, "memory": 0, "resources": None}, "init()")
+    check_node({"resources": {"a": 0.5}, "object_store_memory": 16 << 20}, "init()")
 
 
 @pytest.mark.parametrize(
