@@ -211,6 +211,80 @@ class DatabaseRestoredError(ControlStoreError):
     code = "database_restored"
 
 
+# --- of ported programs ---------------------------------------------------------------------------
+# Names of Ray's at their places in its hierarchy, so that programs which catch them can be run.
+
+
+class ActorUnavailableError(RayActorError):
+    """Kept for programs that catch it; regrow never raises it.
+
+    A call waits while its actor cannot be reached, and raises ActorDiedError once it is dead."""
+
+    code = "actor_unavailable"
+
+
+class AsyncioActorExit(RayError):
+    """Kept for programs that catch it; regrow never raises it: ``exit_actor()`` ends an
+    asynchronous actor as it does any other."""
+
+    code = "asyncio_actor_exit"
+
+
+class PendingCallsLimitExceeded(RayError):
+    """Kept for programs that catch it; regrow never raises it: it has no ``max_pending_calls``."""
+
+    code = "pending_calls_limit"
+
+
+class TaskPlacementGroupRemoved(RayError):
+    """Kept for programs that catch it; regrow never raises it: it has no placement groups."""
+
+    code = "task_placement_group_removed"
+
+
+class ActorPlacementGroupRemoved(RayError):
+    """Kept for programs that catch it; regrow never raises it: it has no placement groups."""
+
+    code = "actor_placement_group_removed"
+
+
+class UserCodeException(RayError):
+    """Kept for programs that raise it themselves, around an error of their own code; regrow never
+    raises it: what a task raises is a RayTaskError."""
+
+    code = "user_code"
+
+
+class CrossLanguageError(RayError):
+    """Kept for programs that catch it; regrow never raises it: all tasks are in Python."""
+
+    code = "cross_language"
+
+
+class LocalRayletDiedError(RayError):
+    """Kept for programs that catch it; regrow never raises it.
+
+    A task whose node died raises NodeDiedError, if it may not be tried again."""
+
+    code = "local_raylet_died"
+
+
+class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
+    """Kept for programs that catch it; regrow never raises it: an object that was freed too early
+    is made again."""
+
+    code = "reference_counting"
+
+
+class ObjectFetchTimedOutError(ObjectLostError):
+    """Kept for programs that catch it; regrow never raises it.
+
+    An object that cannot be fetched is looked for elsewhere or made again; ``get`` with a timeout
+    raises GetTimeoutError."""
+
+    code = "object_fetch_timed_out"
+
+
 #: The errors that the system itself makes, by their code: this is how they travel.
 BY_CODE: dict[str, type[RayError]] = {
     cls.code: cls

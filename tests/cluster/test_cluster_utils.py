@@ -86,6 +86,8 @@ def test_a_given_home_is_kept_and_a_private_one_deleted(home: Path) -> None:
 def test_what_it_does_not_have_is_refused(cluster: Cluster) -> None:
     with pytest.raises(UnsupportedOptionError, match="num_tpus"):
         cluster.add_node(num_tpus=1)
+    with pytest.raises(ValueError, match=r"object_store_memory of add_node\(\) must be"):
+        cluster.add_node(object_store_memory=10)
     with pytest.raises(ValueError, match="initialize_head"):
         Cluster(connect=True)
 
