@@ -44,18 +44,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C")
 
-#: What Ray's ``init`` takes too, with the values that mean "as usual".
+#: What Ray's ``init`` takes too, or ours will, with the values that mean "as usual".
 _INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
     "configure_logging": (True, False),
     "dashboard_host": (None, "127.0.0.1"),
     "dashboard_port": (None,),
     "include_dashboard": (None, False),
+    "job": (None,),
     "job_config": (None,),
     "labels": (None, {}),
     "local_mode": (False,),
     "logging_config": (None,),
     "logging_format": (None,),
     "runtime_env": (None, {}),
+    "takeover": (None, False),
     "_node_ip_address": (None,),
     "_system_config": (None, {}),
     "_temp_dir": (None,),
