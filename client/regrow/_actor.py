@@ -20,6 +20,7 @@ from regrow._options import (
     METHOD_OPTIONS,
     ActorOptions,
     MethodOptions,
+    Options,
     checked,
 )
 from regrow._refs import ObjectRef, ref_from_id
@@ -97,7 +98,7 @@ class ActorClass(Generic[C]):
             max_retries=0,
             durability=options.durability,
             strategy=options.strategy,
-            options=_packed(options.max_concurrency),
+            options=_packed(options),
         )
         methods = self._methods
 
@@ -252,6 +253,8 @@ def _handle(
     return ActorHandle(created, function_id, name, methods)
 
 
-def _packed(max_concurrency: int) -> bytes:
+def _packed(options: Options) -> bytes:
     """What only the worker needs."""
-    return msgspec.msgpack.encode({"max_concurrency": max_concurrency}) if max_concurrency else b""
+    given: dict[str, Any] = {"max_concurrency": options.max_concurrency, "name": options.name}
+    given = {name: value for name, value in given.items() if value}
+    return msgspec.msgpack.encode(given) if given else b""

@@ -63,6 +63,8 @@ class Running:
         self._root = root
         #: Of the actor that lives in this process: its methods, as its handles carry them.
         self.actor_methods = b"\x80"
+        #: The name it was given; "" where it has none.
+        self.actor_name = ""
         self._tasks: dict[bytes, Task] = {}
         self._here: ContextVar[Task | None] = ContextVar("regrow_task", default=None)
 

@@ -111,7 +111,7 @@ class Executor:
 
     def task_of(self, spec: TaskSpec, attempt: int) -> Task:
         """What the code of this task is told of itself."""
-        options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+        options = _options(spec)
         return Task(
             spec.task_id, spec.job, self._client.welcome.job_root, spec.name,
             actor_id=spec.actor_id, attempt=attempt, resources=spec.resources,
@@ -166,7 +166,7 @@ class Executor:
         return task
 
     def _created(self, spec: TaskSpec, actor: Any) -> None:
-        options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+        options = _options(spec)
         self.actor = actor
         self.is_async = has_coroutines(type(actor))
         self.concurrency = options.get("max_concurrency", 0) or (
@@ -183,7 +183,9 @@ class Executor:
             function: Callable[..., Any] = self.function(spec.function_id)
             if spec.kind == ACTOR_CREATION:
                 assert isinstance(function, type)
-                self._client.running.actor_methods = packed_methods(methods_of(function))
+                running = self._client.running
+                running.actor_methods = packed_methods(methods_of(function))
+                running.actor_name = _options(spec).get("name", "")
             return function
         if spec.method == "__ray_terminate__":
             return self.terminate
@@ -261,10 +263,15 @@ class Executor:
     def _retried(self, spec: TaskSpec) -> tuple[type[BaseException], ...]:
         kinds = self._retry_types.get(spec.options)
         if kinds is None:
-            options = msgspec.msgpack.decode(spec.options) if spec.options else {}
+            options = _options(spec)
             kinds = cloudpickle.loads(options["retry"]) if "retry" in options else (Exception,)
             self._retry_types[spec.options] = kinds
         return kinds
+
+
+def _options(spec: TaskSpec) -> dict[str, Any]:
+    """What only the worker needs of the options."""
+    return msgspec.msgpack.decode(spec.options) if spec.options else {}
 
 
 def has_coroutines(cls: type) -> bool:

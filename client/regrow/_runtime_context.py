@@ -48,9 +48,9 @@ class RuntimeContext:
         return self._client.running.current().actor_id.hex() or None
 
     def get_actor_name(self) -> str | None:
-        """The actor's class; None outside of an actor."""
-        task = self._client.running.current()
-        return task.name.rpartition(".")[0] if task.actor_id else None
+        """The name that the actor was given, "" where it has none; None outside of an actor."""
+        running = self._client.running
+        return running.actor_name if running.current().actor_id else None
 
     @property
     def namespace(self) -> str:

@@ -86,7 +86,7 @@ def methods_of(cls: type) -> dict[str, Method]:
     return {
         name: Method(getattr(function, "__regrow_num_returns__", 1), _of_method(cls, name))
         for name, function in inspect.getmembers(cls, callable)
-        if not (name.startswith("__") and hasattr(object, name)) and name != "__init_subclass__"
+        if not (name.startswith("__") and name in vars(object))
     }
 
 

@@ -260,6 +260,34 @@ def _exists(name: str) -> bool:
     return True
 
 
+def test_an_actor_knows_the_name_it_was_given() -> None:
+    class Named:
+        def __init__(self) -> None:
+            self.early = ray.get_runtime_context().get_actor_name()
+
+        def names(self) -> list[str | None]:
+            return [self.early, ray.get_runtime_context().get_actor_name()]
+
+    remote = ray.remote(Named)
+    assert get(remote.remote().names.remote()) == ["", ""]
+    named = remote.options(name="somebody", namespace="elsewhere").remote()
+    assert get(named.names.remote()) == ["somebody", "somebody"]
+    assert ray.get_runtime_context().get_actor_name() is None
+
+
+def test_an_instance_that_can_be_called_is_called_through_its_handle() -> None:
+    class Model:
+        def __call__(self, x: int) -> int:
+            return x * 2
+
+    model = ray.remote(Model).remote()
+    assert get(model.__call__.remote(4)) == 8
+    with pytest.raises(TypeError, match=r"Model\.__call__\(\): missing .* 'x'"):
+        model.__call__.remote()
+    with pytest.raises(AttributeError, match="__call__"):
+        Counter.remote().__call__.remote()
+
+
 def test_methods_may_return_several_values() -> None:
     counter = Counter.remote(4)
     a, b = counter.pair.remote()
