@@ -21,6 +21,7 @@ from regrow._options import (
     ActorOptions,
     MethodOptions,
     Options,
+    check_generator,
     checked,
 )
 from regrow._refs import ObjectRef, ref_from_id
@@ -184,11 +185,14 @@ class ActorMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method; a reference to its result (a list of them if there are several).
 
-        Raises TypeError for arguments that the method does not take or that cannot be pickled.
+        Raises TypeError for arguments that the method does not take or that cannot be pickled,
+        and UnsupportedOptionError for a generator without ``num_returns``.
         """
         call = self._call
         known = self._handle._methods.get(call.method, _UNKNOWN)
         known.signature.check(call.name, args, kwargs)
+        if known.is_generator:
+            check_generator(call.name, call.num_returns)
         refs = current().call(call, args, kwargs)
         if call.num_returns == 1:
             return refs[0]

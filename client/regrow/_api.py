@@ -289,15 +289,10 @@ def _make_remote(target: Any, options: dict[str, Any]) -> Any:
         raise TypeError(
             "The @regrow.remote decorator must be applied to either a function or a class."
         )
-    if inspect.iscoroutinefunction(target):
+    if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
         raise ValueError(
             "'async def' should not be used for remote tasks. You can wrap the async function with "
             "'asyncio.run()' if needed."
-        )
-    if inspect.isgeneratorfunction(target):
-        raise UnsupportedOptionError(
-            f"{target.__qualname__} is a generator: generator tasks are not in this version of "
-            f"regrow. Return a list of regrow.put(...) references instead."
         )
     if not hasattr(target, "__qualname__"):
         raise TypeError(

@@ -7,6 +7,7 @@ through the client it is given.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import time
 import traceback
@@ -214,8 +215,17 @@ class Executor:
         return unpack_arguments(spec.args, [values[oid] for oid in spec.deps])
 
     def split(self, spec: TaskSpec, result: Any) -> list[Any]:
-        """The return values. Raises ValueError if there are not as many as ``num_returns``."""
+        """The return values. Raises ValueError if there are not as many as ``num_returns``, and
+        what a generator raises on its way there."""
         count = spec.num_returns
+        if count != 1 and inspect.isgenerator(result):
+            values = list(itertools.islice(result, count + 1))
+            result.close()  # it may go on for ever
+            if len(values) > count:
+                raise ValueError(
+                    f"{spec.name} has num_returns={count} but yielded more than {count} values"
+                )
+            result = values
         if count == 1:
             return [result]
         if count == 0:

@@ -169,14 +169,25 @@ def _refuse(name: str, value: Any, valid: frozenset[str], what: str) -> None:
         )
 
 
+def check_generator(name: str, count: int) -> None:
+    """Refuse a call of a generator whose results are not counted."""
+    if count == 1:
+        raise UnsupportedOptionError(
+            f"{name} is a generator: with num_returns=N its N values become the results of a call, "
+            f"but a call that gives them one by one is not in this version of regrow. Say how many "
+            f"there are, or return a list of regrow.put(...) references instead."
+        )
+
+
 def num_returns(value: Any) -> int:
     """Check ``num_returns``; None is 1."""
     if value is None:
         return 1
     if value in ("dynamic", "streaming"):
         raise UnsupportedOptionError(
-            f"num_returns={value!r} (generators) is not in this version of regrow. Return a list "
-            f"of regrow.put(...) references instead."
+            f"num_returns={value!r} (generators) is not in this version of regrow. Say how many "
+            f"values there are (num_returns=N), or return a list of regrow.put(...) references "
+            f"instead."
         )
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
@@ -11,7 +12,7 @@ import msgspec
 
 from regrow._client import Call, current
 from regrow._functions import define, identity
-from regrow._options import TASK_OPTIONS, Options, TaskOptions, checked
+from regrow._options import TASK_OPTIONS, Options, TaskOptions, check_generator, checked
 from regrow._refs import ObjectRef
 from regrow._signatures import signature_of
 from regrow.messages import FunctionDef
@@ -32,6 +33,7 @@ class RemoteFunction(Generic[P, T]):
         self._call: Call | None = None
         self._checked = checked(options, TASK_OPTIONS, "remote functions", 1)
         self._signature = signature_of(function)
+        self._is_generator = inspect.isgeneratorfunction(function)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> NoReturn:
@@ -44,7 +46,8 @@ class RemoteFunction(Generic[P, T]):
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Submit a task; a reference to its result (a list of them if ``num_returns`` is not 1).
 
-        Raises TypeError for arguments that the function does not take or that cannot be pickled.
+        Raises TypeError for arguments that the function does not take or that cannot be pickled,
+        and UnsupportedOptionError for a generator without ``num_returns``.
         """
         call = self._call or self._prepare()
         self._signature.check(call.definition.name, args, kwargs)
@@ -88,6 +91,8 @@ class RemoteFunction(Generic[P, T]):
     def _prepare(self) -> Call:
         definition = self._define()
         options = self._checked
+        if self._is_generator:
+            check_generator(definition.name, options.num_returns)
         self._call = Call(
             definition=definition,
             name=options.name or definition.name,

@@ -57,6 +57,7 @@ class Method(Struct, frozen=True, array_like=True):
 
     num_returns: int = 1
     signature: Signature = ANYTHING
+    is_generator: bool = False
 
 
 def signature_of(target: Callable[..., Any], *, bound: bool = False) -> Signature:
@@ -84,7 +85,11 @@ def signature_of(target: Callable[..., Any], *, bound: bool = False) -> Signatur
 def methods_of(cls: type) -> dict[str, Method]:
     """The methods that a handle offers."""
     return {
-        name: Method(getattr(function, "__regrow_num_returns__", 1), _of_method(cls, name))
+        name: Method(
+            getattr(function, "__regrow_num_returns__", 1),
+            _of_method(cls, name),
+            inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+        )
         for name, function in inspect.getmembers(cls, callable)
         if not (name.startswith("__") and name in vars(object))
     }

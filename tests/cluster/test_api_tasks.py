@@ -125,6 +125,29 @@ def test_several_return_values() -> None:
         get(wrong[1])
 
 
+def test_the_values_of_a_generator_become_its_results() -> None:
+    @ray.remote(num_returns=3)
+    def count(n: int) -> Iterator[Any]:
+        for i in range(n):
+            yield np.full(20_000, i) if i == 1 else i
+        if n == 1:
+            raise LookupError("after the first")
+
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    zero, one, two = count.remote(3)
+    assert get([zero, two]) == [0, 2]
+    assert get(one).sum() == 20_000
+    for n, text in ((2, "returned 2 values"), (4, "yielded more than 3"), (1, "after the first")):
+        for ref in count.remote(n):
+            with pytest.raises((ValueError, LookupError), match=text):
+                get(ref)
+    with pytest.raises(ValueError, match="yielded more than 2"):
+        get(ray.remote(endless).options(num_returns=2).remote())
+
+
 def test_large_arguments_and_results_are_shared_and_read_only() -> None:
     array = np.random.default_rng(1).normal(size=(300, 400))
 

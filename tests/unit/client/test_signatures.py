@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import regrow
 from regrow._driver import Driver
 from regrow._signatures import Signature, signature_of
+from regrow.exceptions import UnsupportedOptionError
 from tests.unit.client.fake_node import FakeNode
 
 Function = Callable[..., None]
@@ -127,6 +128,39 @@ def test_constructors_and_methods_refuse_wrong_arguments(node: FakeNode, driver:
     refs = [shelf.take.remote("a", count=2), shelf.weigh.remote("a"), shelf.build.remote(3)]
     names = [spec.name for spec in node.specs(4)]
     assert names == ["Shelf.__init__", "Shelf.take", "Shelf.weigh", "Shelf.build"]
+    del refs
+
+
+def test_a_generator_says_how_many_values_it_has(node: FakeNode, driver: Driver) -> None:
+    def letters(count: int) -> Iterator[str]:
+        yield from "abc"[:count]
+
+    class Letters:
+        def some(self, count: int) -> Iterator[str]:
+            yield from "abc"[:count]
+
+        async def later(self) -> AsyncIterator[str]:
+            yield "a"
+
+    function = regrow.remote(letters)
+    for number in ("dynamic", "streaming"):
+        with pytest.raises(UnsupportedOptionError, match="generators"):
+            function.options(num_returns=number)  # type: ignore[call-overload]
+    handle = regrow.remote(Letters).remote()
+    for wrong in (
+        function,
+        function.options(num_returns=1),
+        pickle.loads(cloudpickle.dumps(function.options(name="x"))),
+    ):
+        with pytest.raises(UnsupportedOptionError, match=r"letters is a generator: .*num_returns"):
+            wrong.remote(2)
+    with pytest.raises(UnsupportedOptionError, match=r"Letters\.some is a generator"):
+        handle.some.remote(2)
+    with pytest.raises(UnsupportedOptionError, match=r"Letters\.later is a generator"):
+        handle.later.remote()
+    refs = function.options(num_returns=3).remote(3)
+    refs += handle.some.options(num_returns=2).remote(2)
+    assert [spec.num_returns for spec in node.specs(3)] == [1, 3, 2]
     del refs
 
 
