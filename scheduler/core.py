@@ -738,6 +738,7 @@ class Core:
     def _output(self, client: int, output: Output) -> None:
         worker = self.pool.by_client.get(client)
         if worker is not None:
+            worker.told[output.stream] = max(output.end, worker.told[output.stream])
             self._print(Printed(self.node_id, worker.pid, output))
 
     def _print(self, printed: Printed) -> None:

@@ -33,6 +33,7 @@ from regrow.messages import (
     NodeDied,
     Nodes,
     NodeView,
+    Output,
     Register,
     Registered,
     RegisterRefused,
@@ -210,14 +211,23 @@ class Daemon:
             self._tick()
 
     def _hear_last_words(self, client: int) -> None:
-        """A worker's results that it had no time to send are as good as those it sent."""
-        assert self._core is not None
-        worker = self._core.pool.by_client.get(client)
+        """A worker's results that it had no time to send are as good as those it sent, and so is
+        what it printed."""
+        core = self._core
+        assert core is not None
+        worker = core.pool.by_client.get(client)
         if worker is None:
             return
         done = self._processes.last_words(worker.number)
         if done:
-            self._carry(self._core.handle(events.ClientSaid(client, Done(done))))
+            self._carry(core.handle(events.ClientSaid(client, Done(done))))
+        job, label = worker.label
+        for stream, told in worker.told.items():
+            data = self._processes.last_output(worker.pid, stream, told)
+            if data:
+                lines = data.removesuffix(b"\n").decode(errors="replace").split("\n")
+                output = Output(stream, job, label, lines, told + len(data))
+                self._carry(core.handle(events.ClientSaid(client, output)))
 
     def _store_said(self, messages: list[FromStore]) -> None:
         for message in messages:

@@ -6,6 +6,8 @@ call may crash it.  Sending each by itself was measured to cost calls in batches
 well costs half a microsecond.  The worker writes here and forgets what it has sent; the node reads
 once, when the worker's connection has ended.
 
+Its output, too, is in files that the node can read then.
+
 Decides only where the bytes lie.  It knows neither messages nor sockets.
 """
 
@@ -15,12 +17,31 @@ import mmap
 import os
 import struct
 from collections import deque
+from pathlib import Path
 from typing import Final
 
 #: Enough for the results that leave together, unless they are large: then each is sent at once.
 _SIZE: Final = 64 * 1024
 #: Where the records begin and end.
 _BOUNDS: Final = struct.Struct("<II")
+#: Of a dead worker's output, which may be large, only the last part is read.
+_OUTPUT_MAX: Final = 256 * 1024
+
+
+def log_path(folder: Path, pid: int, stream: int) -> Path:
+    """Where the standard output (1) or error (2) of a worker goes."""
+    return folder / f"worker-{pid}.{'err' if stream == 2 else 'out'}"
+
+
+def last_output(folder: Path, pid: int, stream: int, told: int) -> bytes:
+    """What a dead worker had printed after the first ``told`` bytes."""
+    try:
+        with log_path(folder, pid, stream).open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(told, end - _OUTPUT_MAX))
+            return log.read(_OUTPUT_MAX)
+    except OSError:  # it was removed
+        return b""
 
 
 class LastWords:

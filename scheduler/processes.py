@@ -22,7 +22,7 @@ import msgspec
 
 from regrow.messages import TaskDone
 from regrow.scheduler.events import Event, WorkerExited
-from regrow.scheduler.last_words import LastWords
+from regrow.scheduler.last_words import LastWords, last_output
 from regrow.wire import FrameReader, frame
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,10 @@ class WorkerProcesses:
         bodies = FrameReader().feed(words.read())
         words.close()
         return [_done_decoder.decode(body) for body in bodies]
+
+    def last_output(self, pid: int, stream: int, told: int) -> bytes:
+        """What a dead worker had printed, but not told."""
+        return last_output(self._log_dir, pid, stream, told)
 
     def kill(self, number: int) -> None:
         """SIGKILL."""

@@ -48,7 +48,7 @@ class Worker:
 
     __slots__ = (
         "actor", "blocked", "client", "exited_ms", "functions", "gpus", "idle_since_ms",
-        "in_flight", "number", "pid", "progress_ms", "retiring", "shape", "taking_back",
+        "in_flight", "number", "pid", "progress_ms", "retiring", "shape", "taking_back", "told",
     )  # fmt: skip
 
     def __init__(self, number: int, pid: int, client: int) -> None:
@@ -68,8 +68,20 @@ class Worker:
         self.progress_ms = 0.0
         self.taking_back = False
         self.retiring = False
+        #: How much of its standard output and error it has told.
+        self.told = {1: 0, 2: 0}
         #: When its process ended; negative: it lives.
         self.exited_ms = -1.0
+
+    @property
+    def label(self) -> tuple[int, str]:
+        """Number of the job and name of what runs there, for its output."""
+        if self.actor is not None:
+            return self.actor.job, self.actor.name
+        task = next(iter(self.in_flight.values()), None)
+        if task is None:
+            return 0, "worker"
+        return task.header.job, task.header.name.removesuffix(".__init__")
 
 
 class Pool:

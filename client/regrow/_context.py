@@ -79,6 +79,10 @@ class Running:
         self._root = task
         self._here.set(None)
 
+    def some(self) -> Task | None:
+        """One of those that run here, or else the last one that did."""
+        return next(iter(self._tasks.values()), self._root)
+
     def current(self) -> Task:
         """The task of the calling code. Raises RaySystemError where that cannot be known."""
         task = self._here.get()

@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from regrow.scheduler.last_words import LastWords
+from regrow.scheduler.last_words import LastWords, log_path
 from regrow.wire import FrameReader, frame
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -129,7 +129,7 @@ class ForkServer:
             os.close(self._died)
             os.close(self._child_died)
             die_with_parent()
-            _redirect(Path(request["log"]) / f"worker-{os.getpid()}.log")
+            _redirect(Path(request["log"]))
             os.environ.update(request["env"])
             reseed()
             from regrow import _worker
@@ -162,12 +162,14 @@ def reseed() -> None:
         numpy_random.seed()
 
 
-def _redirect(log: Path) -> None:
-    """What the program's libraries print goes to the worker's log file."""
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+def _redirect(folder: Path) -> None:
+    """What is printed goes to the worker's log files, from where it is told to the driver."""
+    for stream in (1, 2):
+        log = log_path(folder, os.getpid(), stream)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(log, flags, 0o600)
+        os.dup2(fd, stream)
+        os.close(fd)
 
 
 if __name__ == "__main__":

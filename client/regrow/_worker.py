@@ -20,10 +20,11 @@ from msgspec import Raw
 from regrow import _client
 from regrow._client import Client
 from regrow._concurrency import Calls, calls_of
+from regrow._context import Task
 from regrow._execute import Executor
 from regrow._link import Connection
 from regrow._memory import Memory
-from regrow._output import LineSender
+from regrow._output import LineSender, LogWatcher
 from regrow._refs import set_table
 from regrow.exceptions import RayError
 from regrow.messages import (
@@ -109,7 +110,7 @@ class Worker(Client):
         else:
             super().blocking(wait)
 
-    def serve(self, end_lines: Callable[[], None]) -> None:
+    def serve(self, streams: list[LineSender]) -> None:
         """Run tasks until the node, or the actor itself, says that it is over."""
         queue, executor, link = self._queue, self.executor, self.link
         unsent = 0
@@ -131,7 +132,10 @@ class Worker(Client):
                 continue
             was_actor = executor.actor is not None
             done = executor.run(run)
-            end_lines()
+            for stream in streams:
+                stream.end_line()
+                if not was_actor or not queue:  # all calls of an actor have one label
+                    stream.collect(whole_lines=False)
             del run
             unsent += 1
             if not self.finish(done) or unsent >= _RESULTS_MAX:
@@ -141,6 +145,9 @@ class Worker(Client):
                 self._calls = calls_of(executor, self._tell, link.flush)
         if self._calls is not None:
             self._calls.close()
+        for stream in streams:
+            stream.end_line()
+            stream.collect(whole_lines=False)
         link.flush()
 
     def finish(self, done: TaskDone) -> bool:
@@ -158,8 +165,10 @@ class Worker(Client):
     def source(self) -> tuple[int, str]:
         """Number of the job and label of what runs, for its output."""
         try:
-            task = self.running.current()
-        except RayError:
+            task: Task | None = self.running.current()
+        except RayError:  # a thread that cannot tell; but all calls of an actor have one label
+            task = self.running.some()
+        if task is None:
             return 0, "worker"
         if task.actor_id:
             return task.job, task.name.rpartition(".")[0]
@@ -203,18 +212,14 @@ def run(path: str, token: str, number: int, arena_fd: int, last_words: LastWords
     def send(output: Output) -> None:
         worker.link.post(output)
 
-    streams = [
-        LineSender(number, log, worker.source, send)
-        for number, log in ((1, sys.stdout), (2, sys.stderr))
-    ]
+    for plain in (sys.stdout, sys.stderr):  # still to be had as sys.__stdout__
+        plain.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    streams = [LineSender(stream, worker.source, send) for stream in (1, 2)]
     sys.stdout, sys.stderr = streams
-
-    def end_lines() -> None:
-        for stream in streams:
-            stream.end_line()
-
     worker.link.start()
-    worker.serve(end_lines)
+    watcher = LogWatcher(streams)
+    worker.serve(streams)
+    watcher.close()
     worker.link.close(Bye())
     return 0
 

@@ -84,6 +84,71 @@ ray.get(singer.sing.remote())
     assert quiet.stdout == ""
 
 
+def test_what_is_written_past_sys_stdout_is_printed_too_and_in_order(tmp_path: Path) -> None:
+    program = """
+import ctypes, subprocess
+
+@ray.remote
+def low(stream):
+    file = sys.stdout if stream == 1 else sys.stderr
+    print("1 print", file=file)
+    os.write(stream, b"2 write\\n")
+    print("3 print", file=file)
+    subprocess.run(["sh", "-c", "echo 4 child; printf '5 no end'"], stdout=stream, check=True)
+    file.buffer.write("6 b\xfctes\\n".encode())
+    print("7 print", file=file)
+    ctypes.CDLL(None).dprintf(stream, b"8 in C\\n")
+    print("9 plain", file=sys.__stdout__ if stream == 1 else sys.__stderr__)
+    print("10 \\ud800", file=file)
+    os.write(stream, b"11 no end")
+
+@ray.remote
+class Singer:
+    def sing(self):
+        os.write(1, b"la\\n")
+
+for stream in (1, 2):
+    ray.get(low.remote(stream))
+singer = Singer.remote()
+ray.get(singer.sing.remote())
+"""
+    done = run(tmp_path / "home", program)
+    said = [
+        "1 print", "2 write", "3 print", "4 child", "5 no end", "6 b\xfctes", "7 print", "8 in C",
+        "9 plain", "10 \\ud800", "11 no end",
+    ]  # fmt: skip
+    prefixed = re.compile(r"^\((\w+) pid=\d+\) (.*)$", re.MULTILINE)
+    outs, errs = prefixed.findall(done.stdout), prefixed.findall(done.stderr)
+    assert outs == [*(("low", line) for line in said), ("Singer", "la")]
+    assert errs == [("low", line) for line in said]
+
+
+def test_the_last_words_of_a_process_that_crashes_are_printed(tmp_path: Path) -> None:
+    program = """
+@ray.remote(max_retries=0)
+def crash():
+    print("printed", file=sys.stderr)
+    os.write(2, b"written")
+    os._exit(1)
+
+@ray.remote
+class Actor:
+    def crash(self):
+        print("as an actor", file=sys.stderr)
+        os.kill(os.getpid(), 9)
+
+actor = Actor.remote()
+for call in (crash, actor.crash):
+    try:
+        ray.get(call.remote())
+    except ray.exceptions.RayError:
+        pass
+"""
+    done = run(tmp_path / "home", program)
+    told = re.findall(r"^\((\w+) pid=\d+\) (.*)$", done.stderr, re.MULTILINE)
+    assert told == [("crash", "printed"), ("crash", "written"), ("Actor", "as an actor")]
+
+
 def test_workers_import_modules_beside_the_program(tmp_path: Path) -> None:
     folder = tmp_path / "home-program"
     folder.mkdir()

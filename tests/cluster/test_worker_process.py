@@ -338,3 +338,21 @@ def test_what_a_result_may_refer_to_leaves_before_the_next_call_begins(
     assert [bytes([1]) * 16] == [t.task_id for t in node.until(Done).tasks]
     kinds = [type(m) for m in node.received]
     assert kinds.index(Put) < kinds.index(Done)
+
+
+def test_what_a_running_task_writes_to_its_descriptors_is_told_before_it_ends(
+    node: FakeNode, server: ForkServer, tmp_path: Path
+) -> None:
+    server.fork(1)
+
+    def hold(folder: str) -> None:
+        os.write(1, b"to the descriptor\n")
+        while not Path(folder, "go").exists():
+            time.sleep(0.01)
+
+    run(node, (1, hold, (str(tmp_path),)))
+    output = node.until(Output)
+    assert (output.stream, output.label, output.lines) == (1, "hold", ["to the descriptor"])
+    assert not node.all(Done)
+    (tmp_path / "go").touch()
+    assert done(node, 1).status == OK

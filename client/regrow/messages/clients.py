@@ -175,6 +175,8 @@ class Output(WireMessage, frozen=True, tag=16):
     job: int
     label: str
     lines: list[str]
+    #: How far in the worker's log everything has been told now (bytes).
+    end: int = 0
 
 
 class Ask(WireMessage, frozen=True, tag=17):
