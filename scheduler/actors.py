@@ -251,8 +251,14 @@ class ActorTable:
         if not core.objects.entries.get(object_id(actor.actor_id, 0)) and not actor.queues:
             self.table.pop(actor.actor_id, None)
 
+    def left(self, actor: Actor, reason: str) -> None:
+        """An actor of this node has ended itself; its process is about to end."""
+        self.died(actor, SystemFailure("actor_died", f"the actor {actor.name} ended: {reason}"))
+
     def worker_died(self, actor: Actor, worker: Worker) -> None:
         """The process is gone."""
+        if actor.state == DEAD:
+            return
         if actor.exiting:
             message = f"the actor {actor.name} has ended: it was killed, or its handles are gone"
         else:

@@ -689,6 +689,9 @@ class Core:
         if driver is not None:
             driver.said_bye = True
             self.send_store_held(CloseJob(driver.job, message.failed))
+        worker = self.pool.by_client.get(client)
+        if worker is not None and worker.actor is not None and message.reason:
+            self.actors.left(worker.actor, message.reason)
 
     def _worker_exited(self, number: int) -> None:
         """The process has ended. What it said last may still lie in its connection, which ends with

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from regrow import actor as actor
     from regrow import exceptions as exceptions
     from regrow._actor import ActorClass as ActorClass
     from regrow._actor import ActorHandle as ActorHandle
@@ -57,17 +58,19 @@ _HOME_OF: Final = {
     "wait": "_api",
 }
 
-__all__ = [*_HOME_OF, "exceptions"]
+__all__ = [*_HOME_OF, "actor", "exceptions"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "exceptions":
         return importlib.import_module("regrow.exceptions")
     module = _HOME_OF.get(name)
-    if module is None:
+    if module is None and name != "actor":
         raise AttributeError(f"module 'regrow' has no attribute {name!r}")
     # The API module registers how a process connects, whatever name is asked for first.
     importlib.import_module("regrow._api")
+    if name == "actor":
+        return importlib.import_module("regrow.actor")
     value = getattr(importlib.import_module(f"regrow.{module}"), name)
     globals()[name] = value
     return value

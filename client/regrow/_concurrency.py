@@ -14,8 +14,8 @@ from typing import Protocol
 from regrow._execute import Executor
 from regrow.messages import RunTask, TaskDone
 
-#: Takes the outcome of a call, on any thread.
-Tell = Callable[[TaskDone], None]
+#: Takes the outcome of a call (None: the actor ends with it), on any thread.
+Tell = Callable[[TaskDone | None], None]
 
 
 class Calls(Protocol):

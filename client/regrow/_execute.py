@@ -55,8 +55,9 @@ _OURS: Final = os.path.dirname(__file__) + os.sep
 #: Calls of an asynchronous actor that run at once, as in Ray.
 ASYNC_CONCURRENCY: Final = 1000
 
-#: Status, return values (one for an error), and whether the task may be tried again.
-Outcome = tuple[int, list[Return], bool]
+#: Status, return values (one for an error), and whether the task may be tried again. None: the
+#: actor ends with this call, and its node tells the caller.
+Outcome = tuple[int, list[Return], bool] | None
 
 
 class ArgumentFailed(Exception):
@@ -80,8 +81,8 @@ class Executor:
         self._gpus: list[int] | None = None
         #: The actor of this process, once it is made.
         self.actor: Any = None
-        #: The actor has asked to end.
-        self.exiting = False
+        #: Why the actor ends itself; empty: it does not.
+        self.exiting = ""
         #: Whether its methods run on a loop, and how many of them at once.
         self.is_async = False
         self.concurrency = 1
@@ -119,8 +120,8 @@ class Executor:
             namespace=options.get("namespace", ""), function_id=spec.function_id,
         )  # fmt: skip
 
-    def run(self, run: RunTask) -> TaskDone:
-        """Run a task on the calling thread. Never raises."""
+    def run(self, run: RunTask) -> TaskDone | None:
+        """Run a task on the calling thread. None: the actor has ended itself. Never raises."""
         spec = spec_decoder.decode(run.spec)
         task = self._begin(spec, run)
         start = time.perf_counter_ns()
@@ -139,8 +140,8 @@ class Executor:
             self._client.running.leave(task)
         return _done(spec, run.attempt, outcome, start)
 
-    async def run_async(self, run: RunTask) -> TaskDone:
-        """Run a call of an asynchronous actor, on its loop. Never raises."""
+    async def run_async(self, run: RunTask) -> TaskDone | None:
+        """As ``run``, a call of an asynchronous actor, on its loop."""
         spec = spec_decoder.decode(run.spec)
         task = self._begin(spec, run)
         start = time.perf_counter_ns()
@@ -198,7 +199,7 @@ class Executor:
 
     def terminate(self) -> None:
         """End the actor after what it does now."""
-        self.exiting = True
+        self.exiting = "__ray_terminate__() was called"
 
     def arguments(self, spec: TaskSpec, run: RunTask) -> tuple[list[Any], dict[str, Any]]:
         """The arguments with their dependencies' values. Raises ArgumentFailed for an error."""
@@ -261,11 +262,9 @@ class Executor:
             return SYSTEM_ERROR, [_error_return(encode(failure))], False
         if isinstance(error, ArgumentFailed):
             return error.status, [_error_return(error.data)], False
-        if isinstance(error, ActorExit):
-            self.exiting = True
-            name = spec.name.rpartition(".")[0]
-            failure = SystemFailure("actor_died", f"the actor {name} ended itself: exit_actor()")
-            return SYSTEM_ERROR, [_error_return(encode(failure))], False
+        if isinstance(error, ActorExit | SystemExit) and spec.kind == ACTOR_CALL:
+            self.exiting = f"{spec.name} called {_how(error)}"
+            return None
         data = serialize_error(spec.name, error)
         retry = bool(spec.flags & RETRY_EXCEPTIONS) and isinstance(error, self._retried(spec))
         return TASK_ERROR, [_error_return(data)], retry
@@ -291,7 +290,9 @@ def has_coroutines(cls: type) -> bool:
     )
 
 
-def _done(spec: TaskSpec, attempt: int, outcome: Outcome, start_ns: int) -> TaskDone:
+def _done(spec: TaskSpec, attempt: int, outcome: Outcome, start_ns: int) -> TaskDone | None:
+    if outcome is None:
+        return None
     status, returns, retry = outcome
     duration_us = (time.perf_counter_ns() - start_ns) // 1000
     return TaskDone(spec.task_id, attempt, status, returns, duration_us, retry)
@@ -347,9 +348,15 @@ def _why_not_created(spec: TaskSpec, error: BaseException) -> str:
         return f"the actor {name} was not created: an argument of its constructor is an error: " + (
             _shortened(text)
         )
+    if isinstance(error, ActorExit | SystemExit):
+        return f"the actor {name} ended: its constructor called {_how(error)}"
     return f"the actor {name} died because its constructor raised an exception:\n" + (
         _shortened(_traceback(error))
     )
+
+
+def _how(error: ActorExit | SystemExit) -> str:
+    return f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else "exit_actor()"
 
 
 def _shortened(text: str) -> str:

@@ -89,7 +89,7 @@ class Worker(Client):
     @property
     def has_work(self) -> bool:
         """Whether the main thread has something to do."""
-        return bool(self._queue) or self._leaving or self.executor.exiting
+        return bool(self._queue or self._leaving or self.executor.exiting)
 
     def disconnected(self) -> bool:
         os._exit(0)
@@ -137,6 +137,8 @@ class Worker(Client):
                 if not was_actor or not queue:  # all calls of an actor have one label
                     stream.collect(whole_lines=False)
             del run
+            if done is None:
+                continue
             unsent += 1
             if not self.finish(done) or unsent >= _RESULTS_MAX:
                 link.flush()
@@ -155,9 +157,9 @@ class Worker(Client):
         or it might be lost with this process."""
         return self.link.finish(done) and not self.refs.has_borrowed
 
-    def _tell(self, done: TaskDone) -> None:
+    def _tell(self, done: TaskDone | None) -> None:
         """A call of a concurrent actor ended, on any thread."""
-        if not self.finish(done):
+        if done is not None and not self.finish(done):
             self.link.flush()
         if self.executor.exiting:
             self._news.tell()
@@ -220,7 +222,7 @@ def run(path: str, token: str, number: int, arena_fd: int, last_words: LastWords
     watcher = LogWatcher(streams)
     worker.serve(streams)
     watcher.close()
-    worker.link.close(Bye())
+    worker.link.close(Bye(reason=worker.executor.exiting))
     return 0
 
 

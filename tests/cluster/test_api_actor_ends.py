@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def get(refs: Any) -> Any:
     return ray.get(refs, timeout=TIMEOUT_S)
+
+
+def until(fits: Any) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not fits():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
 
 
 class _Fragile:
@@ -105,3 +116,66 @@ def test_an_actor_whose_argument_is_an_error_says_which() -> None:
     broken = Broken.remote(fail.remote())
     with pytest.raises(ActorDiedError, match="from the argument"):
         get(broken.method.remote())
+
+
+class _Leaver:
+    def __init__(self, how: str = "") -> None:
+        self.leave(how)
+
+    def leave(self, how: str) -> None:
+        if how == "exit_actor":
+            ray.actor.exit_actor()
+        elif how:
+            sys.exit(3 if how == "sys.exit(3)" else None)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class _AsyncLeaver(_Leaver):
+    async def pid(self) -> int:  # type: ignore[override]
+        return os.getpid()
+
+
+Leavers: list[Any] = [
+    ray.remote(_Leaver),
+    ray.remote(max_concurrency=2)(_Leaver),
+    ray.remote(_AsyncLeaver),
+]
+HOWS = ["exit_actor", "sys.exit(3)", "sys.exit(None)"]
+
+
+@pytest.mark.parametrize("cls", Leavers)
+@pytest.mark.parametrize("how", HOWS)
+def test_an_actor_that_ends_itself_is_dead_for_all_its_callers_and_says_how(
+    cls: Any, how: str
+) -> None:
+    actor = cls.remote()
+    pid = get(actor.pid.remote())
+    refs = [actor.leave.remote(how)]
+    if cls is Leavers[0]:  # of the others two calls run at once
+        refs.append(actor.pid.remote())
+    for ref in refs:
+        with pytest.raises(ActorDiedError, match=re.escape(how)):
+            get(ref)
+    with pytest.raises(ActorDiedError, match=re.escape(how)):
+        get(actor.pid.remote())
+    until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_an_actor_may_end_itself_in_its_constructor(how: str) -> None:
+    with pytest.raises(ActorDiedError, match=re.escape(how)):
+        get(Leavers[0].remote(how).pid.remote())
+
+
+@ray.remote
+def leave_as_a_task() -> None:
+    ray.actor.exit_actor()
+
+
+def test_only_actors_can_exit_as_actors() -> None:
+    with pytest.raises(TypeError, match="non-actor"):
+        ray.actor.exit_actor()
+    with pytest.raises(TypeError, match="non-actor"):
+        get(leave_as_a_task.remote())

@@ -193,6 +193,8 @@ class Bye(WireMessage, frozen=True, tag=18):
     """The client leaves in good order; of a driver: its job ends."""
 
     failed: bool = False
+    #: Of an actor that ends itself: why. Its calls that have no result fail with it.
+    reason: str = ""
 
 
 # --- node -> client -------------------------------------------------------------------------------
