@@ -40,6 +40,9 @@ HERE: Final = 1
 AWAY: Final = 2
 DEAD: Final = 3
 
+#: Dead actors that are remembered: an answer that names them may be on the way.
+DEAD_REMEMBERED: Final = 1000
+
 
 class Actor:
     """An actor that something on this node calls, or that lives here."""
@@ -73,6 +76,7 @@ class ActorTable:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.table: dict[bytes, Actor] = {}
+        self._dead: dict[bytes, None] = {}
 
     # --- creation ---------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class ActorTable:
         actor.state = state
         actor.node = node_id
         if state == AWAY and actor.exiting:  # it was killed before it was known where it is
-            self._core.send_peer_held(node_id, KillActor(actor.actor_id))
+            self._kill_away(actor)
         for caller in list(actor.queues):
             self._advance(actor, caller)
 
@@ -234,6 +238,9 @@ class ActorTable:
         """All calls that have not ended fail."""
         actor.state = DEAD
         actor.error = error
+        self._dead[actor.actor_id] = None
+        if len(self._dead) > DEAD_REMEMBERED:
+            del self._dead[next(iter(self._dead))]
         worker, actor.worker = actor.worker, None
         core = self._core
         for task in list(core.tasks.tasks.values()):
@@ -292,12 +299,24 @@ class ActorTable:
             assert actor.worker is not None
             core.pool.kill(actor.worker)
         elif actor.state == AWAY:
-            core.send_peer_held(actor.node, KillActor(actor_id))
+            actor.exiting = True
+            self._kill_away(actor)
         elif actor.state == PENDING:
             actor.exiting = True
             creation = core.tasks.tasks.get(actor_id)
             if creation is not None:
                 self._end_creation(creation)
+
+    def _kill_away(self, actor: Actor) -> None:
+        self._core.send_peer_held(actor.node, KillActor(actor.actor_id))
+        if not actor.finding:  # who has asked where it is hears of its end
+            actor.finding = True
+            self._core.send_store(FindActor(0, actor.actor_id))
+
+    def is_ending(self, actor_id: bytes) -> bool:
+        """Whether a client here may know that the actor is dead, or is about to be."""
+        actor = self.table.get(actor_id)
+        return actor_id in self._dead or (actor is not None and actor.exiting)
 
     def _end_creation(self, creation: Task) -> None:
         """The actor was killed before it was there. Where its bytes are on the way already, it is
@@ -322,7 +341,7 @@ class ActorTable:
             actor.exiting = True
             assert actor.worker is not None
             self._core.pool.retire(actor.worker)
-        elif actor.state in (AWAY, DEAD):
+        elif actor.state == DEAD or (actor.state == AWAY and not actor.exiting):
             del self.table[oid[:16]]
 
     def pin(self, actor_id: bytes) -> None:

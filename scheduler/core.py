@@ -783,6 +783,7 @@ class Core:
                 "starts it again."
             )
         self.pool.tick(now_ms)
+        self.questions.tick()
         if len(self.nodes) > 1 and self.pool.queued:
             self.pool.offload()
         if self.tasks.infeasible:

@@ -1,7 +1,8 @@
 """What clients ask of their node: the cluster's nodes and resources, actors' names, killing.
 
 Answers from what the node knows, or passes the question on to the control store.  An answer that
-names an actor that others were told of is no output: the actor's own commit is.
+names an actor that others were told of is no output: the actor's own commit is.  But what a client
+here knows of an actor's end holds for its name, too, however late that end comes to be in the log.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from regrow.messages import (
     AskStore,
     FindActor,
     NameActor,
+    NamedActor,
     Reply,
     Resources,
     SystemFailure,
@@ -35,6 +37,8 @@ class Questions:
         self._number = 0
         #: Our number -> the client, its number, and the question as passed on.
         self._open: dict[int, tuple[int, int, ToStore]] = {}
+        #: Questions for names that actors have which are about to end.
+        self._postponed: list[int] = []
 
     def ask(self, client: int, ask: Ask) -> None:
         """Answers, or passes on."""
@@ -73,10 +77,28 @@ class Questions:
 
     def replied(self, reply: Reply) -> None:
         """The control store answered."""
-        waiting = self._open.pop(reply.number, None)
-        if waiting is not None:
-            client, number, _ = waiting
-            self._core.send_client(client, Answer(number, reply.body, reply.error))
+        waiting = self._open.get(reply.number)
+        if waiting is None:
+            return
+        client, number, message = waiting
+        error, is_ending = reply.error, self._core.actors.is_ending
+        if isinstance(message, NameActor) and error is not None and is_ending(reply.body):
+            self._postponed.append(reply.number)
+            return
+        if isinstance(message, FindActor) and error is None:
+            found = msgspec.msgpack.decode(reply.body, type=NamedActor)
+            if is_ending(found.actor_id):
+                text = f"the actor {message.name!r} was killed, or has ended"
+                error = SystemFailure("actor_not_found", text)
+        del self._open[reply.number]
+        self._core.send_client(client, Answer(number, reply.body, error))
+
+    def tick(self) -> None:
+        """Names may be free now."""
+        postponed, self._postponed = self._postponed, []
+        for number in postponed:
+            if number in self._open:
+                self._core.send_store_held(self._open[number][2])
 
     def ask_again(self) -> None:
         """The control store may have forgotten the questions."""
@@ -100,7 +122,8 @@ class Questions:
     def _send(self, number: int, message: ToStore) -> None:
         client, asked, _ = self._open[number]
         self._open[number] = (client, asked, message)
-        self._core.send_store(message)
+        # Behind the ends of actors that are being logged.
+        self._core.send_store_held(message)
 
     def _answer(
         self, client: int, number: int, answer: object, error: SystemFailure | None = None

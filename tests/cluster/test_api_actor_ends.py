@@ -179,3 +179,28 @@ def test_only_actors_can_exit_as_actors() -> None:
         ray.actor.exit_actor()
     with pytest.raises(TypeError, match="non-actor"):
         get(leave_as_a_task.remote())
+
+
+@pytest.mark.parametrize("cls", [Fragile, AsyncFragile])
+def test_a_name_is_nobodys_once_its_actor_was_killed_or_said_to_be_dead(cls: Any) -> None:
+    for how in ["kill", "crash", "exit_actor", "kill and forget", "kill at once"] * 3:
+        actor = cls.options(name="tally").remote()
+        if how != "kill at once":
+            assert get(actor.inc.remote()) == 1
+        if how.startswith("kill"):
+            ray.kill(actor)
+        else:
+            call = actor.crash if how == "crash" else actor.__ray_call__
+            with pytest.raises(ActorDiedError):
+                get(call.remote() if how == "crash" else call.remote(_leave))
+        if how == "kill and forget":
+            del actor
+        with pytest.raises(ValueError, match="tally"):
+            ray.get_actor("tally")
+    again = cls.options(name="tally").remote()
+    assert get(ray.get_actor("tally").inc.remote()) == 1
+    ray.kill(again)
+
+
+def _leave(_actor: Any) -> None:
+    ray.actor.exit_actor()

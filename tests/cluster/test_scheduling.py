@@ -456,6 +456,21 @@ def test_callers_on_every_node_learn_what_the_constructor_raised() -> None:
                 assert 'raise ValueError("no such thing")' in text
 
 
+def test_the_name_of_an_actor_that_was_killed_on_another_node_is_free_at_once() -> None:
+    with two_nodes():
+        away: dict[str, Any] = {"resources": {"away": 0.1}, "name": "log"}
+        for wait in (True, False, True, True):
+            log = Log.options(**away).remote()
+            if wait:
+                ray.get(log.read.remote(), timeout=30)
+            ray.kill(log)
+            del log
+            with pytest.raises(ValueError, match="log"):
+                ray.get_actor("log")
+        last = Log.options(**away).remote()
+        ray.get(last.read.remote(), timeout=30)
+
+
 def test_actors_without_handles_end_wherever_they_are() -> None:
     with two_nodes() as (cluster, _other):
         spies = [Spy(cluster.home, file["socket"]) for file in node_files(cluster.home)]
