@@ -118,9 +118,10 @@ class Daemon:
     def _describe(self, arena_size: int, listening: socket.socket) -> NodeView:
         options = self._options
         host, port = listening.getsockname()[:2]
-        total = options.resources()
+        address = options.advertise or host
+        total = options.resources(address)
         return NodeView(
-            options.node_id, 0, options.advertise or host, port, "", total, total, 0,
+            options.node_id, 0, address, port, "", total, total, 0,
             options.labels,
             True, options.is_head, socket.gethostname(), arena_size,
         )  # fmt: skip

@@ -40,9 +40,13 @@ class NodeOptions:
     ready_fd: int
     log_dir: Path = field(default=Path())
 
-    def resources(self) -> Resources:
-        """What the node offers, in ten-thousandths."""
+    def resources(self, address: str) -> Resources:
+        """What the node offers, in ten-thousandths; also itself, by its address, for what must
+        run there."""
         amounts = {"CPU": self.num_cpus, "memory": float(self.memory), **self.custom}
+        amounts[f"node:{address}"] = 1.0
+        if self.is_head:
+            amounts["node:__internal_head__"] = 1.0
         if self.num_gpus:
             amounts["GPU"] = self.num_gpus
         return {name: round(amount * RESOURCE_UNIT) for name, amount in amounts.items() if amount}

@@ -406,7 +406,9 @@ def nodes() -> list[dict[str, Any]]:
             "NodeManagerHostname": view.hostname,
             "NodeManagerPort": view.port,
             "RayletSocketName": view.socket_path,
-            "Resources": _amounts(view.total) if view.alive else {},
+            "Resources": {**_amounts(view.total), _ARENA: float(view.object_store_memory)}
+            if view.alive
+            else {},
             "Labels": view.labels,
             "IsHead": view.is_head,
         }
@@ -414,15 +416,29 @@ def nodes() -> list[dict[str, Any]]:
     ]
 
 
+#: In bytes; nobody asks for it, and what of it is free changes with every object.
+_ARENA: Final = "object_store_memory"
+
+
+def _all_arenas(client: Client) -> dict[str, float]:
+    views = msgspec.msgpack.decode(client.ask("nodes"), type=list[NodeView])
+    return {_ARENA: float(sum(view.object_store_memory for view in views if view.alive))}
+
+
 def cluster_resources() -> dict[str, float]:
-    """What all living nodes have."""
-    return _amounts(msgspec.msgpack.decode(_connected().ask("cluster_resources"), type=Resources))
+    """What all living nodes have, as in Ray: ``object_store_memory`` is in bytes, ``node:ADDRESS``
+    1.0 for each node there."""
+    client = _connected()
+    total = msgspec.msgpack.decode(client.ask("cluster_resources"), type=Resources)
+    return {**_amounts(total), **_all_arenas(client)}
 
 
 def available_resources() -> dict[str, float]:
-    """What of it is free, as far as this node knows."""
-    body = _connected().ask("available_resources")
-    return {k: v for k, v in _amounts(msgspec.msgpack.decode(body, type=Resources)).items() if v}
+    """What of it no task or actor holds, as far as this node knows; none holds any of the
+    ``object_store_memory``."""
+    client = _connected()
+    free = msgspec.msgpack.decode(client.ask("available_resources"), type=Resources)
+    return {**{k: v for k, v in _amounts(free).items() if v}, **_all_arenas(client)}
 
 
 def _connected() -> Client:

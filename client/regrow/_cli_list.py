@@ -60,10 +60,14 @@ class Listing:
 
 
 def resources(value: dict[str, int] | None) -> str:
-    """Resources as people write them: 2 CPU, 0.5 disk."""
+    """Resources as people write them: 2 CPU, 0.5 disk; without those that only say which node."""
     if not value:
         return ""
-    amounts = {name: amount / RESOURCE_UNIT for name, amount in value.items()}
+    amounts = {
+        name: amount / RESOURCE_UNIT
+        for name, amount in value.items()
+        if not name.startswith("node:")
+    }
     memory = amounts.pop("memory", None)
     parts = [f"{amount:g} {name}" for name, amount in amounts.items()]
     if memory is not None:

@@ -211,7 +211,11 @@ def check_node(given: Mapping[str, Any], where: str) -> None:
             f"object_store_memory of {where} must be {OBJECT_STORE_MIN} bytes at least, got "
             f"{arena!r}"
         )
-    _custom(given, where)
+    for name in _custom(given, where):
+        if name.startswith("node:"):
+            raise ValueError(
+                f"resources of {where} cannot have {name!r}: each node has one such by itself"
+            )
 
 
 def _resources(raw: Mapping[str, Any], default_cpus: int, where: str) -> dict[str, int] | None:

@@ -495,7 +495,15 @@ def test_the_cluster_as_it_is_seen() -> None:
     [node] = ray.nodes()
     assert node["Alive"]
     assert node["Resources"]["CPU"] == 2.0
-    assert ray.cluster_resources()["CPU"] == 2.0
+    total = ray.cluster_resources()
+    assert total == node["Resources"]
+    assert total["CPU"] == 2.0
+    assert total["object_store_memory"] == 200 << 20
+    assert total[f"node:{node['NodeManagerAddress']}"] == 1.0
+    assert total["node:__internal_head__"] == 1.0
+    assert ray.available_resources()["object_store_memory"] == 200 << 20
+    here = add.options(resources={f"node:{node['NodeManagerAddress']}": 0.01})
+    assert get(here.remote(1)) == 2
     assert ray.available_resources()["CPU"] <= 2.0
     assert ray.is_initialized()
     with pytest.raises(RuntimeError, match="twice"):

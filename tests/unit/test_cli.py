@@ -150,7 +150,7 @@ class TestReading:
         assert _cli_render.span(seconds) == text
 
     def test_resources_are_in_units(self) -> None:
-        value = {"CPU": 20_000, "disk": 5_000, "memory": 2_000_000_000 * 10_000}
+        value = {"CPU": 20_000, "disk": 5_000, "memory": 2_000_000_000 * 10_000, "node:a": 10_000}
         assert _cli_list.resources(value) == "2 CPU, 0.5 disk, 2.0 GB memory"
 
     def test_a_failure_is_its_code_and_sentence(self) -> None:

@@ -93,6 +93,7 @@ def test_wrong_options_of_tasks(options: dict[str, Any], error: type, text: str)
         ({"resources": {"CPU": 1}}, ValueError, "cannot have 'CPU': use num_cpus instead"),
         ({"resources": {"memory": 1}}, ValueError, "cannot have 'memory': use memory instead"),
         ({"resources": {"a": float("nan")}}, ValueError, "resources['a'] of init() must be"),
+        ({"resources": {"node:a": 1}}, ValueError, "cannot have 'node:a'"),
         ({"object_store_memory": 10}, ValueError, "object_store_memory of init() must be 16777216"),
         ({"object_store_memory": 0}, ValueError, "object_store_memory of init() must be 16777216"),
     ],
