@@ -608,7 +608,7 @@ class Core:
 
     def _tell_of_store(self, text: str) -> None:
         for driver in self.drivers.values():
-            self.warn_driver(driver.job, f"regrow: {text}")
+            self.warn_driver(driver.job, text)
 
     def _store_is_back(self) -> None:
         """It may be a new leader, which knows only what it is told."""

@@ -171,10 +171,10 @@ def lines_of(data: bytes) -> list[str]:
 
 
 def print_lines(printed: Printed, own_node: int) -> None:
-    """Print what a worker printed."""
+    """Print what a worker printed, or (as process 0) what the cluster itself has to say."""
     output = printed.output
     where = "" if printed.node_id == own_node else f", node={printed.node_id}"
-    prefix = f"({output.label} pid={printed.pid}{where}) "
+    prefix = f"({output.label} pid={printed.pid}{where}) " if printed.pid else f"({output.label}) "
     stream = sys.stderr if output.stream == 2 else sys.stdout
     if stream is None:  # the interpreter is ending
         return

@@ -509,8 +509,12 @@ def test_infeasible_resources_are_said_at_once_and_fail_in_time(home: Path, tmp_
     assert "CPU: 64 asked, 1 there" in typed
     actor = next(line for line in out.splitlines() if line.startswith("ACTOR"))
     assert "GPU" in actor
-    assert "moonstone" in done.stderr
-    assert "GPU" in done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "no node can ever run" in line]
+    assert len(warnings) == 2, "once for each"
+    assert warnings[0].startswith("(regrow) no node can ever run impossible: ")
+    assert "moonstone" in warnings[0]
+    assert warnings[1].startswith("(regrow) no node can ever run Impossible.__init__: ")
+    assert "GPU" in warnings[1]
 
 
 def test_a_node_that_is_no_node_is_infeasible_not_fatal(running: Cluster) -> None:
