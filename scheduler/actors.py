@@ -162,6 +162,12 @@ class ActorTable:
             queue = actor.queues[header.parent_id] = deque()
         queue.append(task)
 
+    def arguments_awaited(self, task: Task) -> None:
+        """A call waits for its arguments: in vain, if its actor is dead."""
+        actor = self.table.get(task.header.actor_id)
+        if actor is not None and actor.state == DEAD:
+            self._advance(actor, task.header.parent_id)
+
     def arguments_known(self, task: Task) -> None:
         """A call's arguments have values: it leaves, if it is its turn."""
         actor = self.table.get(task.header.actor_id)
@@ -179,12 +185,13 @@ class ActorTable:
         core = self._core
         while queue:
             task = queue[0]
-            if task.missing:
-                return
-            if actor.state == DEAD:
+            if actor.state == DEAD:  # whatever its arguments become
                 queue.popleft()
+                core.tasks.detach(task)
                 self._fail(task, actor)
                 continue
+            if task.missing:
+                return
             if actor.state == PENDING:
                 return
             if task.header.deps and core.tasks.fails_with_argument(task):

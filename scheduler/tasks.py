@@ -387,6 +387,8 @@ class TaskTable:
                 objects.need_value(entry)
         if not task.missing:
             self._known(task, queued_call=True)
+        elif task.header.kind == ACTOR_CALL:
+            self._core.actors.arguments_awaited(task)
 
     def value_arrived(self, task: Task) -> None:
         task.missing -= 1

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 from regrow._execute import Executor
@@ -82,14 +83,23 @@ class AsyncCalls:
     def _create(self, run: RunTask) -> None:
         task = self._loop.create_task(self._call(run))
         self._running.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(partial(self._ended, run=run))
 
     async def _call(self, run: RunTask) -> None:
         async with self._limit:
             self._tell(await self._executor.run_async(run))
-            if not self._flushing:  # calls that end together are told together
-                self._flushing = True
-                self._loop.call_soon(self._flush_now)
+            self._flush_soon()
+
+    def _ended(self, task: asyncio.Task[None], run: RunTask) -> None:
+        self._running.discard(task)
+        if task.cancelled():  # by the program, before the call began
+            self._tell(self._executor.not_begun(run, asyncio.CancelledError()))
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:  # calls that end together are told together
+            self._flushing = True
+            self._loop.call_soon(self._flush_now)
 
     def _flush_now(self) -> None:
         self._flushing = False

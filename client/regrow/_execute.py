@@ -159,6 +159,11 @@ class Executor:
             self._client.running.leave(task)
         return _done(spec, run.attempt, outcome, start)
 
+    def not_begun(self, run: RunTask, error: BaseException) -> TaskDone | None:
+        """A call that ``error`` kept from running."""
+        spec = spec_decoder.decode(run.spec)
+        return _done(spec, run.attempt, self.outcome_of(spec, error), time.perf_counter_ns())
+
     def _begin(self, spec: TaskSpec, run: RunTask) -> Task:
         if run.gpus != self._gpus:
             self._gpus = run.gpus
@@ -344,7 +349,10 @@ def _why_not_created(spec: TaskSpec, error: BaseException) -> str:
         if error.status == SYSTEM_ERROR:
             text = failure_decoder.decode(error.data).message
         else:
-            text = str(deserialize(error.data))
+            try:
+                text = str(deserialize(error.data))
+            except Exception as other:  # whatever unpickling the user's types raises
+                text = f"(it cannot be shown: {type(other).__name__}: {other})"
         return f"the actor {name} was not created: an argument of its constructor is an error: " + (
             _shortened(text)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import regrow as ray
-from regrow.exceptions import ActorDiedError
+from regrow.exceptions import ActorDiedError, RayTaskError
 
 TIMEOUT_S = 30.0
 
@@ -204,3 +205,62 @@ def test_a_name_is_nobodys_once_its_actor_was_killed_or_said_to_be_dead(cls: Any
 
 def _leave(_actor: Any) -> None:
     ray.actor.exit_actor()
+
+
+@ray.remote
+def wait_for(path: str) -> None:
+    until(Path(path).exists)
+
+
+@pytest.mark.parametrize("how", ["kill", "crash"])
+def test_calls_that_wait_for_an_argument_fail_with_their_actor(tmp_path: Path, how: str) -> None:
+    actor = Fragile.remote()
+    assert get(actor.inc.remote()) == 1
+    gate = tmp_path / "gate"
+    never = wait_for.remote(str(gate))
+    waiting = [actor.__ray_call__.remote(_take, never) for _ in range(3)]
+    behind = actor.inc.remote()
+    if how == "kill":
+        ray.kill(actor)
+    else:
+        ray.wait([crash_it.remote(actor)], timeout=TIMEOUT_S)  # another caller: it does not queue
+    try:
+        for ref in [*waiting, behind, actor.__ray_call__.remote(_take, never)]:
+            with pytest.raises(ActorDiedError):
+                ray.get(ref, timeout=5)
+    finally:
+        gate.touch()
+    get(never)
+
+
+@ray.remote
+def crash_it(actor: Any) -> None:
+    with pytest.raises(ActorDiedError):
+        get(actor.crash.remote())
+
+
+def _take(_actor: Any, _argument: Any) -> None:
+    """Never called."""
+
+
+class _Canceller:
+    async def wait(self) -> None:
+        await asyncio.sleep(1000)
+
+    async def cancel_all(self) -> None:
+        while len(asyncio.all_tasks()) < 3:
+            await asyncio.sleep(0.01)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+
+def test_calls_of_an_asynchronous_actor_that_cancels_them_before_they_begin_fail() -> None:
+    actor = ray.remote(max_concurrency=2)(_Canceller).remote()
+    begun = actor.wait.remote()
+    cancelling = actor.cancel_all.remote()
+    queued = actor.wait.remote()  # two run at once
+    get(cancelling)
+    for ref in (begun, queued):
+        with pytest.raises(RayTaskError, match="CancelledError"):
+            get(ref)
+    get(actor.__ray_ready__.remote())
