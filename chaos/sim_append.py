@@ -52,6 +52,8 @@ class SimLog:
         self.puts: Table[bytes, PutEntry] = Table()
         self.stored: Table[bytes, str] = Table()
         self.actors: Table[bytes, ActorEntry] = Table()
+        #: Actor -> place of the last call -> (object, saved by the class itself).
+        self.checkpoints: Table[bytes, dict[int, tuple[bytes, bool]]] = Table()
         self.rebuilds: Table[int, RebuildRow] = Table()
         #: (node and incarnation, event); the control store is node 0.
         self.events: Table[int, tuple[NodeKey, Event]] = Table()
@@ -127,6 +129,8 @@ class SimLog:
             self.stored.put(object_id, path)
         for actor_id, job, alive, error in {a[0]: a for a in batch.actors}.values():
             self._actor(key, actor_id, job, alive, error)
+        for actor_id, seq, oid, custom in batch.checkpoints:
+            self._checkpoint(actor_id, seq, oid, custom)
         for event in batch.events:
             self.events.put(len(self.events) + 1, (key, event))
         self._rebuilt(key, dict(batch.rebuilt))
@@ -205,9 +209,25 @@ class SimLog:
             row = replace(row, function_id=creation.header.function_id)
         if row.state != "dead":
             entry = self.jobs.get(job)
-            lives = alive and entry is not None and entry.status == "running"
-            row = replace(row, state="alive" if lives else "dead", node=key, error=error)
+            runs = entry is not None and entry.status == "running"
+            state = "alive" if alive and runs else "dead"
+            if state == "dead" and error is None and runs and row.may_restart:
+                row = replace(row, restarts=row.restarts + 1)
+                state = "restarting"
+            row = replace(row, state=state, node=key, error=error)
+        if row.max_restarts is None and creation is not None:
+            row = replace(row, max_restarts=creation.header.max_retries)
         self.actors.put(actor_id, row)
+
+    def _checkpoint(self, actor_id: bytes, seq: int, oid: bytes, custom: bool) -> None:
+        """The two newest are kept; without an object it is taken back."""
+        saved = self.checkpoints.get(actor_id, {})
+        if oid:
+            saved = {seq: (oid, custom), **saved}
+        else:
+            saved = {other: state for other, state in saved.items() if other != seq}
+        newest = sorted(saved, reverse=True)[:2]
+        self.checkpoints.put(actor_id, {other: saved[other] for other in newest})
 
     def _rebuilt(self, key: NodeKey, ended: dict[bytes, bool]) -> None:
         if ended:

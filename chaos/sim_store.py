@@ -17,9 +17,9 @@ from regrow.chaos.sim_reads import SimReads, digests
 from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow
 from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
-from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
+from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED, NO_RESTART_LEFT
 from regrow.ids import driver_task_id
-from regrow.messages import OK, HeldTask
+from regrow.messages import ACTOR_CREATION, OK, TASK_ERROR, HeldTask
 
 CLUSTER_ID: Final = b"simulated store."
 NO_STAMP: Final = 0
@@ -154,9 +154,15 @@ class SimStore(SimReads):
             given = replace(row, holder=target, attempt=attempt, given=self._stamp)
             self.put_task(task_id, given)
         for actor_id, actor in list(self.actors.items()):
-            if actor.state == "alive" and not self.alive(actor.node):
-                dead = replace(actor, state="dead", error=ACTOR_LOST, died=self._stamp)
-                self.actors.put(actor_id, dead)
+            if actor.state not in ("alive", "restarting") or self.alive(actor.node):
+                continue
+            runs = self.jobs[actor.job].status == "running"
+            if actor.state == "restarting" or (runs and actor.may_restart):
+                restarts = actor.restarts + (actor.state == "alive")
+                ended = replace(actor, state="restarting", restarts=restarts, error=None)
+            else:
+                ended = replace(actor, state="dead", error=ACTOR_LOST)
+            self.actors.put(actor_id, replace(ended, died=self._stamp))
         for number, rebuild in list(self.rebuilds.items()):
             if rebuild.open and not self.alive(rebuild.holder):
                 self.rebuilds.put(number, replace(rebuild, open=False))
@@ -169,8 +175,23 @@ class SimStore(SimReads):
         reassigned: dict[int, list[HeldTask]] = {}
         for row in rows:
             reassigned.setdefault(row.holder[0], []).append(self.held(row))
-        actors = [(key, actor.job) for key, actor in self.actors.items() if actor.died == stamp]
-        return ops.NodeFenced(landed, reassigned, self.functions_of(rows), sorted(actors))
+        actors = [
+            (key, actor.job)
+            for key, actor in self.actors.items()
+            if actor.died == stamp and actor.state == "dead"
+        ]
+        restarting = self._restarting(lambda actor: actor.died == stamp)
+        functions = self.functions_of(rows)
+        return ops.NodeFenced(landed, reassigned, functions, sorted(actors), restarting)
+
+    def _restarting(self, which: Callable[[ActorEntry], bool]) -> list[ops.RestartingActor]:
+        found: list[ops.RestartingActor] = []
+        for actor_id, actor in sorted(self.actors.items()):
+            if actor.state == "restarting" and which(actor):
+                creation = self.tasks.get(actor_id)
+                needs = creation.header.resources if creation is not None else None
+                found.append(ops.RestartingActor(actor_id, actor.job, actor.node, needs))
+        return found
 
     def _read_given(self, op: ops.ReadGiven) -> ops.GivenRows:
         key = (op.node_id, op.incarnation)
@@ -179,7 +200,8 @@ class SimStore(SimReads):
             for _, row in sorted(self.unfinished.items())
             if row.holder == key and (row.given or row.submitter != op.node_id)
         ]
-        return ops.GivenRows([self.held(row) for row in rows], self.functions_of(rows))
+        restarting = self._restarting(lambda actor: actor.node == key)
+        return ops.GivenRows([self.held(row) for row in rows], self.functions_of(rows), restarting)
 
     # --- jobs, functions, actors ------------------------------------------------------------------
 
@@ -276,6 +298,50 @@ class SimStore(SimReads):
             [(task_id, elsewhere[task_id]) for task_id in op.task_ids if task_id in elsewhere],
         )
 
+    def _restore_actor(self, op: ops.RestoreActor) -> ops.ActorRestored:
+        actor = self.actors.get(op.actor_id)
+        if actor is None:
+            return ops.ActorRestored(False)
+        if actor.state == "dead":
+            return ops.ActorRestored(False, actor.job, error=actor.error or NO_RESTART_LEFT)
+        known = actor.node in (op.home, op.target)
+        if actor.state != "restarting" or not known or not self.alive(op.target):
+            return ops.ActorRestored(False, actor.job)
+        saved = self.checkpoints.get(op.actor_id, {})
+        after = max(saved, default=0)
+        executed = sorted(
+            (row.outcome.actor_seq, task_id)
+            for task_id, row in self.tasks.items()
+            if row.header.actor_id == op.actor_id
+            and row.outcome is not None
+            and row.status in (OK, TASK_ERROR)
+            and (row.outcome.actor_seq > after or row.header.kind == ACTOR_CREATION)
+        )
+        if not executed or executed[0][1] != op.actor_id:
+            return ops.ActorRestored(False, actor.job)
+        self.actors.put(op.actor_id, replace(actor, node=op.target))
+        held = [self._open_rebuild(task_id, op.target) for _, task_id in executed]
+        functions = self.functions_of([self.tasks[op.actor_id]])
+        last = max(executed[-1][0], after)
+        state, custom = saved.get(after, (b"", False))
+        return ops.ActorRestored(
+            True, actor.job, held[0], held[1:], last, functions, state, after, custom
+        )
+
+    def _open_rebuild(self, task_id: bytes, target: NodeKey) -> HeldTask:
+        """Ours is opened, or is open; a dead node's is closed."""
+        row = self.tasks[task_id]
+        runs = [item for item in self.rebuilds.items() if item[1].task_id == task_id]
+        for number, rebuild in runs:
+            if rebuild.open and rebuild.holder != target:
+                self.rebuilds.put(number, replace(rebuild, open=False))
+        ours = [rebuild for _, rebuild in runs if rebuild.open and rebuild.holder == target]
+        if not ours:
+            ours = [RebuildRow(task_id, row.attempt + 1 + len(runs), target)]
+            self.rebuilds.put(len(self.rebuilds) + 1, ours[0])
+        made = digests(row) if row.status == OK else []
+        return replace(self.held(row, ours[0].attempt, made), status=row.status)
+
 
 _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.Lead: SimStore._lead,
@@ -299,4 +365,5 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.ReadObjects: SimStore._read_objects,
     ops.ReadLineage: SimStore._read_lineage,
     ops.GrantRebuilds: SimStore._grant_rebuilds,
+    ops.RestoreActor: SimStore._restore_actor,
 }

@@ -68,6 +68,16 @@ class ActorEntry(_Row, frozen=True):
     #: Which operation buried it, with its node.
     died: int = 0
     methods: bytes = b""
+    #: None before it started.
+    max_restarts: int | None = None
+    restarts: int = 0
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether its limit allows another, if its job runs."""
+        most = self.max_restarts
+        lives = self.state in ("alive", "restarting")
+        return lives and most is not None and (most < 0 or self.restarts < most)
 
 
 class RebuildRow(_Row, frozen=True):

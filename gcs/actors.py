@@ -10,7 +10,8 @@ from typing import Final
 
 from regrow.gcs.core_context import Context, Continuation, Reply
 from regrow.gcs.membership import Membership, Node
-from regrow.gcs.operations import ActorRow, ReadActor, ReserveActorName
+from regrow.gcs.operations import ActorRow, ReadActor, ReserveActorName, RestartingActor
+from regrow.gcs.restarts import Restarts
 from regrow.messages import (
     ActorAt,
     ActorHere,
@@ -66,9 +67,10 @@ class _Finding(Continuation):
 
 
 class Actors:
-    def __init__(self, context: Context, members: Membership) -> None:
+    def __init__(self, context: Context, members: Membership, restarts: Restarts) -> None:
         self._context = context
         self._members = members
+        self._restarts = restarts
         self._actors: dict[bytes, _Actor] = {}
         self._dead: dict[bytes, None] = {}
         #: Actors that somebody waits for.
@@ -185,12 +187,24 @@ class Actors:
                 actor = self._actors[message.actor_id] = _Actor()
             actor.job, actor.node, actor.error = message.job, node.key, None
             self._dead.pop(message.actor_id, None)
+            self._restarts.back(message.actor_id)
             self._tell_waiters(message.actor_id, actor)
         elif actor is None or actor.node in (None, node.key):
-            error = message.error or SystemFailure("actor_died", "the actor died")
-            self._died(message.actor_id, message.job, error)
+            if message.error is None:
+                self._process_died(node, message)
+            else:
+                self.died(message.actor_id, message.job, message.error)
 
-    def _died(self, actor_id: bytes, job: int, error: SystemFailure) -> None:
+    def _process_died(self, node: Node, message: ActorHere) -> None:
+        """It restarts, on its node if that can be, unless the log says that it may not."""
+        actor = self._actors.setdefault(message.actor_id, _Actor())
+        actor.job, actor.node = message.job or actor.job, None
+        actor.watchers[node.key] = None
+        self._restarts.back(message.actor_id)  # what was begun is void
+        self._restarts.lost([RestartingActor(message.actor_id, message.job, node.key)])
+
+    def died(self, actor_id: bytes, job: int, error: SystemFailure) -> None:
+        """For good."""
         actor = self._actors.setdefault(actor_id, _Actor())
         actor.job, actor.error = job or actor.job, error
         self._tell_waiters(actor_id, actor)
@@ -213,7 +227,7 @@ class Actors:
         for actor_id, job in actors:
             actor = self._actors.get(actor_id)
             if actor is None or actor.node in (None, node.key):
-                self._died(actor_id, job, SystemFailure("actor_died", text))
+                self.died(actor_id, job, SystemFailure("actor_died", text))
         for actor_id, actor in list(self._actors.items()):
             if actor.node == node.key and actor.error is None:
                 actor.node = None  # its creation was not committed: it begins anew elsewhere
@@ -228,7 +242,7 @@ class Actors:
         error = SystemFailure("actor_died", f"the actor ended with its job {job}")
         for actor_id in ended:
             if self._actors[actor_id].error is None:
-                self._died(actor_id, job, error)
+                self.died(actor_id, job, error)
         for actor_id in ended:
             if self._actors.pop(actor_id, None) is not None:
                 self._dead.pop(actor_id, None)

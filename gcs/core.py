@@ -35,6 +35,7 @@ from regrow.gcs.jobs import Jobs
 from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import Lead, Leadership, NodeFenced
 from regrow.gcs.recovery import Recovery
+from regrow.gcs.restarts import Restarts
 from regrow.messages import (
     ActorHere,
     AskStore,
@@ -88,9 +89,12 @@ class Core:
         self.members = Membership(context)
         self.fencing = Fencing(context, self.members)
         self.directory = Directory(context, self.members)
-        self.recovery = Recovery(context, self.members, self.directory)
+        self.restarts = Restarts(context, self.members)
+        self.recovery = Recovery(context, self.members, self.directory, self.restarts)
         self.jobs = Jobs(context, self.members)
-        self.actors = Actors(context, self.members)
+        self.actors = Actors(context, self.members, self.restarts)
+        self.restarts.dead = self.actors.died
+        self.fencing.restarting = self.restarts.lost
         self.inquiries = Inquiries(context, self.members)
         self.members.replace = self.fencing.replace
         self.members.joined = self._joined
@@ -275,6 +279,7 @@ class Core:
     def _joined(self, node: Node) -> None:
         self.fencing.joined()
         self.recovery.joined()
+        self.restarts.joined()
         self._replay_backlog(node)
 
     def _resumed(self, node: Node) -> None:
@@ -298,6 +303,8 @@ class Core:
         self.directory.node_died(node)
         self.recovery.node_died(node)
         self.actors.node_died(node, reason, fenced.actors)
+        self.restarts.lost(fenced.restarting)
+        self.restarts.node_died(node)
         self.jobs.node_died(node)
         if node.report_by is not None and not self.members.reporting:
             self.directory.all_reported()
@@ -308,6 +315,7 @@ class Core:
 
     def _job_closed(self, job: int) -> None:
         self.actors.job_closed(job)
+        self.restarts.job_closed(job)
         self.recovery.job_closed(job)
         self.directory.job_closed()
 
@@ -317,5 +325,6 @@ class Core:
             part.check()
         self.jobs.check()
         self.actors.check()
+        self.restarts.check()
         assert self.context.epoch or not self.members.loaded
         assert not self.context.effects

@@ -74,6 +74,8 @@ class Directory:
         self._by_node: dict[int, dict[bytes, None]] = {}
         #: Whose last copy went: the node that had it.
         self._lost_from: dict[bytes, int] = {}
+        #: Whose bytes in storage are damaged, or not there.
+        self._unreadable: dict[bytes, None] = {}
         self._asks: dict[bytes, _Ask] = {}
         #: Of these ``retry_at`` is set.
         self._later: dict[bytes, None] = {}
@@ -150,6 +152,10 @@ class Directory:
 
     def locate(self, node: Node, message: Locate) -> None:
         for object_id, holder in message.gone:
+            if not holder:
+                self._unreadable[object_id] = None
+                if len(self._unreadable) > LOST_REMEMBERED:
+                    del self._unreadable[next(iter(self._unreadable))]
             if self._remove_copy(object_id, holder) and object_id not in self._copies:
                 self._remember_lost(object_id, holder)
         unread: list[bytes] = []
@@ -188,7 +194,7 @@ class Directory:
             self._judge_pending(ask, row)
         elif row.value is not None and (row.status != OK or row.value.data is not None):
             self._answer(object_id, Whereabouts(object_id, value=row.value))
-        elif row.stored:
+        elif row.stored and object_id not in self._unreadable:
             size, digest = (row.value.size, row.value.digest) if row.value else (0, b"")
             self._answer(
                 object_id, Whereabouts(object_id, stored=row.stored, size=size, digest=digest)

@@ -24,6 +24,7 @@ from regrow.gcs.operations import (
     ReadGiven,
     ReadLeases,
     ReadNodes,
+    RestartingActor,
     Sweep,
 )
 from regrow.messages import Fenced, FunctionDef, HeldTask, NodeDied, Reassigned, Suspect
@@ -90,6 +91,7 @@ class Fencing:
         self._watch_until = 0.0
         self.died: Callable[[Node, str, NodeFenced], None]
         self.swept: Callable[[], None]
+        self.restarting: Callable[[list[RestartingActor]], None]
         context.on(_Checking, self._leases_read)
         context.on(_Fencing, self._fenced)
         context.on(_Confirming, self._confirmed)
@@ -231,6 +233,8 @@ class Fencing:
     def _given_read(self, then: _Resuming, reply: Reply) -> None:
         given: GivenRows = reply.result
         self._reminding.pop((then.node_id, then.incarnation), None)
+        if given.restarting and self._members.is_alive(then.node_id, then.incarnation):
+            self.restarting(given.restarting)
         if given.tasks and self._members.is_alive(then.node_id, then.incarnation):
             self.hand_out({then.node_id: given.tasks}, given.functions)
 
@@ -255,6 +259,7 @@ class Fencing:
         fenced: NodeFenced = reply.result
         self._sweeping = False
         self.hand_out(fenced.reassigned, fenced.functions)
+        self.restarting(fenced.restarting)
         if self._sweep_again:
             self._sweep_again = False
             self.sweep()

@@ -17,6 +17,8 @@ from regrow.messages import OK, PENDING, TASK
 
 #: Stands for a producer that is running anyway: what it makes will come.
 RUNNING: Final = "running"
+#: How the reason ends where the producer is an actor: if that restarts, it may come back.
+BY_ACTOR: Final = "is an actor's, and what actors did is not run again"
 
 
 class Plan(Struct):
@@ -200,7 +202,7 @@ def _why_not(task: LineageTask) -> str:
     """Why this finished task cannot run again; empty if it can."""
     name = f"task {task.task_id.hex()}"
     if task.kind != TASK:
-        return f"{name}, which made it, is an actor's, and what actors did is not run again"
+        return f"{name}, which made it, {BY_ACTOR}"
     if task.max_retries == 0:
         return f"{name}, which made it, has max_retries=0 and may not run again"
     if task.status != OK:

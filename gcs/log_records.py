@@ -78,6 +78,7 @@ PARAMETERS: Final = (
     ("a_actor", "bytea[]"), ("a_job", "int[]"), ("a_alive", "boolean[]"), ("a_error", "bytea[]"),
     ("e_kind", "text[]"), ("e_subject", "bytea[]"), ("e_message", "text[]"),
     ("r_task", "bytea[]"), ("r_differs", "boolean[]"),
+    ("c_actor", "bytea[]"), ("c_seq", "int[]"), ("c_object", "bytea[]"), ("c_custom", "boolean[]"),
 )  # fmt: skip
 
 #: What a statement's part for a kind of record looks like when there is none.
@@ -87,7 +88,7 @@ _NO_HOLDERS: Final[list[Parameter]] = [None] * 4
 _NO_OUTCOMES: Final[list[Parameter]] = [None] * 10
 _NO_RETURNS: Final[list[Parameter]] = [None] * 5
 _NO_PUTS: Final[list[Parameter]] = [None] * 7
-_NO_REST: Final[list[Parameter]] = [None] * 11
+_NO_REST: Final[list[Parameter]] = [None] * 15
 
 
 def encode_append(append: Append) -> list[Parameter]:
@@ -230,7 +231,7 @@ def _puts(batch: Batch, numbers: dict[int, int]) -> list[Parameter]:
 
 def _rest(batch: Batch) -> list[Parameter]:
     """Records of which there are few."""
-    if not (batch.stored or batch.actors or batch.events or batch.rebuilt):
+    if not (batch.stored or batch.actors or batch.events or batch.rebuilt or batch.checkpoints):
         return _NO_REST
     stored = dict(batch.stored)
     actors = list({actor[0]: actor for actor in batch.actors}.values())
@@ -258,6 +259,17 @@ def _rest(batch: Batch) -> list[Parameter]:
             else [None] * 3
         ),
         *([_blobs(list(rebuilt)), _bools(list(rebuilt.values()))] if rebuilt else [None] * 2),
+        *(_checkpoints(batch) if batch.checkpoints else [None] * 4),
+    ]
+
+
+def _checkpoints(batch: Batch) -> list[Parameter]:
+    found = {(actor_id, seq): (oid, custom) for actor_id, seq, oid, custom in batch.checkpoints}
+    return [
+        _blobs([actor_id for actor_id, _ in found]),
+        _ints([seq for _, seq in found]),
+        _optional_blobs([oid or None for oid, _ in found.values()]),
+        _bools([custom for _, custom in found.values()]),
     ]
 
 

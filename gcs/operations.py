@@ -105,6 +105,9 @@ class Batch(_Value, frozen=True):
     stored: list[tuple[bytes, str]] = []
     #: (actor id, job, alive, error): life and death of the node's actors.
     actors: list[tuple[bytes, int, bool, SystemFailure | None]] = []
+    #: (actor id, place of the last call it contains, object, saved by the class itself): states of
+    #: actors; without an object: one that could not be read.
+    checkpoints: list[tuple[bytes, int, bytes, bool]] = []
     events: list[Event] = []
     #: (task id, differs from the committed digests): re-executions for lost objects that ended
     #: here.
@@ -215,8 +218,47 @@ class NodeFenced(_Value, frozen=True):
     landed: bool
     reassigned: dict[int, list[HeldTask]]
     functions: list[FunctionDef]
-    #: Actors that lived there: (actor id, job).
+    #: Actors that lived there and are dead: (actor id, job).
     actors: list[tuple[bytes, int]] = []
+    #: Those that restart.
+    restarting: list[RestartingActor] = []
+
+
+class RestartingActor(_Value, frozen=True):
+    """An actor whose process is gone. ``home`` is where it lived, or was being restored."""
+
+    actor_id: bytes
+    job: int
+    home: tuple[int, int]
+    #: What it asks for; None means that it lives without a CPU.
+    resources: Resources | None = None
+
+
+class RestoreActor(_Value, frozen=True):
+    """An actor that restarts is given to ``target``, if its home is still ``home`` (so two nodes
+    never restore one). Its creation and calls are rebuilds of that node. -> ActorRestored"""
+
+    epoch: int
+    actor_id: bytes
+    home: tuple[int, int]
+    target: tuple[int, int]
+
+
+class ActorRestored(_Value, frozen=True):
+    """``granted`` False: it is not to be restored there; ``error`` if that is because it is dead.
+    ``calls``: those that were executed, in that order."""
+
+    granted: bool
+    job: int = 0
+    creation: HeldTask | None = None
+    calls: list[HeldTask] = []
+    last_seq: int = 0
+    functions: list[FunctionDef] = []
+    #: The object that is its newest saved state, after which call; calls are those after it.
+    checkpoint: bytes = b""
+    checkpoint_seq: int = 0
+    custom: bool = False
+    error: SystemFailure | None = None
 
 
 class Sweep(_Value, frozen=True):
@@ -241,6 +283,8 @@ class GivenRows(_Value, frozen=True):
 
     tasks: list[HeldTask]
     functions: list[FunctionDef]
+    #: Actors that it is restoring, or whose process died there.
+    restarting: list[RestartingActor] = []
 
 
 class NodeLeft(_Value, frozen=True):
@@ -329,7 +373,7 @@ class ReadActor(_Value, frozen=True):
 
 
 class ActorRow(_Value, frozen=True):
-    """``found`` False: none. ``state``: "pending", "alive", "dead"."""
+    """``found`` False: none. ``state``: "pending", "alive", "restarting", "dead"."""
 
     found: bool
     actor_id: bytes = b""
@@ -483,10 +527,10 @@ class UpdateResources(_Value, frozen=True):
 Operation = (
     Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ReadJob
     | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks | ReadObjects
-    | ReadLineage | GrantRebuilds | ReadNodes | WriteEvent | UpdateResources
+    | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent | UpdateResources
 )  # fmt: skip
 Result = (
     Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated | JobRow
     | JobRows | Done | ActorRow | FunctionRows | TaskRows | ObjectRows | Lineage | RebuildsGranted
-    | NodeRows
+    | NodeRows | ActorRestored
 )  # fmt: skip

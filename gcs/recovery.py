@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from regrow.gcs.core_context import Context, Continuation, Reply
 from regrow.gcs.directory import Directory
-from regrow.gcs.lineage import Plan, Walk
+from regrow.gcs.lineage import BY_ACTOR, Plan, Walk
 from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import (
     GrantRebuilds,
@@ -26,6 +26,7 @@ from regrow.gcs.operations import (
     ReadObjects,
     RebuildsGranted,
 )
+from regrow.gcs.restarts import Restarts
 from regrow.messages import HeldTask, Rebuild, Rebuilt, header_decoder
 
 #: Levels of the first read of a walk; each further read goes four times as deep.
@@ -72,10 +73,13 @@ class _Regranting(Continuation):
 
 
 class Recovery:
-    def __init__(self, context: Context, members: Membership, directory: Directory) -> None:
+    def __init__(
+        self, context: Context, members: Membership, directory: Directory, restarts: Restarts
+    ) -> None:
         self._context = context
         self._members = members
         self._directory = directory
+        self._restarts = restarts
         self._rebuilding: dict[bytes, _Rebuilding] = {}
         #: Found lost, for the next walk; and those of the present one.
         self._queue: dict[bytes, _Lost] = {}
@@ -147,6 +151,9 @@ class Recovery:
         plan = walk.plan()
         for object_id, (code, why) in plan.failed.items():
             del self._walked[object_id]
+            if self._restarts.under_way and why.endswith(BY_ACTOR):  # it may be making it again
+                self._directory.later(object_id)
+                continue
             self._directory.give_up(object_id, code, self._explain(object_id, why))
         for object_id in plan.coming:
             del self._walked[object_id]

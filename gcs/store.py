@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from regrow.gcs import operations as ops
-from regrow.gcs import store_fencing, store_jobs, store_nodes, store_recovery
+from regrow.gcs import store_actors, store_fencing, store_jobs, store_nodes, store_recovery
 from regrow.gcs.postgres_url import libpq_url
 from regrow.gcs.store_session import Handler
 
@@ -62,6 +62,7 @@ _REPEATABLE: Final[dict[type, Handler]] = {
     ops.EndJob: store_jobs.end_job,
     ops.ReserveActorName: store_jobs.reserve_actor_name,
     ops.GrantRebuilds: store_recovery.grant_rebuilds,
+    ops.RestoreActor: store_actors.restore_actor,
     ops.UpdateResources: store_nodes.update_resources,
 }
 _ONCE: Final[dict[type, Handler]] = {

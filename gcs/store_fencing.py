@@ -14,11 +14,19 @@ from datetime import datetime
 
 from msgspec import Raw
 
-from regrow.gcs.operations import Fence, GivenRows, NodeFenced, NodeLeft, ReadGiven, Sweep
+from regrow.gcs.operations import (
+    Fence,
+    GivenRows,
+    NodeFenced,
+    NodeLeft,
+    ReadGiven,
+    RestartingActor,
+    Sweep,
+)
 from regrow.gcs.store_jobs import functions_of
 from regrow.gcs.store_session import Connection, Row, run, running_parts
 from regrow.gcs.store_values import ACTOR_LOST, LEFT
-from regrow.messages import HeldTask, encode
+from regrow.messages import OK, HeldTask, encode
 
 _NOW = "SELECT regrow.now()"
 _FENCE = """
@@ -58,9 +66,16 @@ WHERE t.part = o.part AND t.part = ANY (CAST(:parts AS int[]))
     AND t.task_id = o.task_id AND t.status = 0
     AND coalesce(o.node_id, h.node_id) IS NOT NULL
 """
+#: Those that restart keep their dead home until one is found: every later death tells them again.
 _BURY_ACTORS = """
-UPDATE regrow.actors a SET state = 'dead', died_at = :at, error = :error
-WHERE a.state = 'alive' AND NOT EXISTS (
+UPDATE regrow.actors a SET
+    state = CASE WHEN v.restarts THEN 'restarting' ELSE 'dead' END,
+    restarts = a.restarts + (v.restarts AND a.state = 'alive')::int,
+    error = CASE WHEN v.restarts THEN NULL ELSE CAST(:error AS bytea) END,
+    died_at = :at
+FROM regrow.actors b
+CROSS JOIN LATERAL (SELECT b.state = 'restarting' OR regrow.may_restart(b)) AS v (restarts)
+WHERE a.actor_id = b.actor_id AND a.state IN ('alive', 'restarting') AND NOT EXISTS (
     SELECT FROM regrow.nodes n
     WHERE n.node_id = a.node_id AND n.incarnation = a.incarnation AND n.alive)
 """
@@ -82,7 +97,17 @@ WHERE status = 0 AND part = ANY (CAST(:parts AS int[]))
     AND holder = :node_id AND holder_incarnation = :incarnation
 ORDER BY task_id
 """
-_ACTORS_LOST = "SELECT actor_id, job FROM regrow.actors WHERE died_at = :at ORDER BY actor_id"
+_ACTORS_LOST = """
+SELECT actor_id, job FROM regrow.actors WHERE died_at = :at AND state = 'dead' ORDER BY actor_id
+"""
+_RESTARTING = """
+SELECT a.actor_id, a.job, a.node_id, a.incarnation, t.resources
+FROM regrow.actors a
+LEFT JOIN regrow.task_log t ON t.task_id = a.actor_id AND t.part = ANY (CAST(:parts AS int[]))
+WHERE a.state = 'restarting' AND (a.died_at = CAST(:at AS timestamptz)
+    OR a.node_id = :node_id AND a.incarnation = :incarnation)
+ORDER BY a.actor_id
+"""
 
 Heirs = list[tuple[int, int]]
 
@@ -148,15 +173,35 @@ def _given(connection: Connection, landed: bool, at: datetime) -> NodeFenced:
     for row in rows:
         reassigned.setdefault(row.holder, []).append(held_task(row))
     actors = [(actor_id, job) for actor_id, job in run(connection, _ACTORS_LOST, at=at)]
-    return NodeFenced(landed, reassigned, functions_of(connection, rows), actors)
+    restarting = _restarting(connection, at, (0, 0))
+    return NodeFenced(landed, reassigned, functions_of(connection, rows), actors, restarting)
+
+
+def _restarting(
+    connection: Connection, at: datetime | None, home: tuple[int, int]
+) -> list[RestartingActor]:
+    rows = run(
+        connection,
+        _RESTARTING,
+        at=at,
+        node_id=home[0],
+        incarnation=home[1],
+        parts=running_parts(connection),
+    )
+    return [
+        RestartingActor(row.actor_id, row.job, (row.node_id, row.incarnation), row.resources)
+        for row in rows
+    ]
 
 
 def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
     node = {"node_id": op.node_id, "incarnation": op.incarnation}
     rows = run(connection, _GIVEN_TO, parts=running_parts(connection), **node)
-    return GivenRows([held_task(row) for row in rows], functions_of(connection, rows))
+    restarting = _restarting(connection, None, (op.node_id, op.incarnation))
+    tasks = [held_task(row) for row in rows]
+    return GivenRows(tasks, functions_of(connection, rows), restarting)
 
 
-def held_task(row: Row, digests: list[bytes] | None = None) -> HeldTask:
+def held_task(row: Row, digests: list[bytes] | None = None, status: int = OK) -> HeldTask:
     """From a row with ``spec``, ``attempt`` and ``submitter``."""
-    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [])
+    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [], status)

@@ -61,13 +61,7 @@ def _split(joined: bytes | None) -> list[bytes]:
 
 def read_tasks(connection: Connection, op: ReadTasks) -> TaskRows:
     tasks = by_id(connection, _TASKS, set(op.task_ids))
-    further = {
-        object_id(row.task_id, index)
-        for row in tasks.values()
-        if row.status == OK
-        for index in range(1, row.num_returns)
-    }
-    objects = by_id(connection, _OBJECTS, further)
+    objects = further_returns(connection, list(tasks.values()))
     return TaskRows([_task_state(task_id, tasks.get(task_id), objects) for task_id in op.task_ids])
 
 
@@ -189,13 +183,7 @@ def read_lineage(connection: Connection, op: ReadLineage) -> Lineage:
     """Levels are read whole: ``limit`` is looked at between them. Within a level, and within
     ``needs``, in the order of the ids."""
     rows = _walk(connection, op)
-    further = {
-        object_id(row.task_id, index)
-        for row in rows
-        if row.status == OK
-        for index in range(1, row.num_returns)
-    }
-    objects = by_id(connection, _OBJECTS, further)
+    objects = further_returns(connection, rows)
     return Lineage([_lineage_task(row, objects) for row in rows], _is_complete(op, rows))
 
 
@@ -236,18 +224,29 @@ def _lineage_task(row: Row, objects: dict[bytes, Row]) -> LineageTask:
         row.max_retries,
         needs,
         [(oid, path) for oid, path in paths if path is not None],
-        _digests(row, objects),
+        digests_of(row, objects),
         row.level,
         row.resources,
     )
 
 
-def _digests(row: Row, objects: dict[bytes, Row]) -> list[bytes]:
+def digests_of(row: Row, objects: dict[bytes, Row]) -> list[bytes]:
     """Of a finished task's returns, by index; empty bytes for what has none."""
     if row.status != OK or not row.num_returns:
         return []
     others = (objects.get(object_id(row.task_id, index)) for index in range(1, row.num_returns))
     return [row.digest or b"", *((other.digest or b"") if other else b"" for other in others)]
+
+
+def further_returns(connection: Connection, rows: Rows) -> dict[bytes, Row]:
+    """The second and further returns of tasks that ended well."""
+    further = {
+        object_id(row.task_id, index)
+        for row in rows
+        if row.status == OK
+        for index in range(1, row.num_returns)
+    }
+    return by_id(connection, _OBJECTS, further)
 
 
 # --- rebuilds -------------------------------------------------------------------------------------
@@ -302,12 +301,7 @@ def grant_rebuilds(connection: Connection, op: GrantRebuilds) -> RebuildsGranted
     run(connection, _OPEN_REBUILDS, ids=ids, parts=parts, **holder)
     granted = run(connection, _GRANTED, ids=ids, parts=parts, **holder)
     rows = {row.task_id: row for row in granted}
-    further = {
-        object_id(row.task_id, index)
-        for row in rows.values()
-        for index in range(1, row.num_returns)
-    }
-    objects = by_id(connection, _OBJECTS, further)
+    objects = further_returns(connection, list(rows.values()))
     tasks = _in_order(op.task_ids, rows, objects)
     left_out = [(task_id, elsewhere[task_id]) for task_id in op.task_ids if task_id in elsewhere]
     return RebuildsGranted(tasks, functions_of(connection, list(rows.values())), left_out)
@@ -317,4 +311,4 @@ def _in_order(
     task_ids: list[bytes], rows: dict[bytes, Row], objects: dict[bytes, Row]
 ) -> list[HeldTask]:
     granted = [rows[task_id] for task_id in task_ids if task_id in rows]
-    return [held_task(row, _digests(row, objects)) for row in granted]
+    return [held_task(row, digests_of(row, objects)) for row in granted]

@@ -13,6 +13,9 @@ CAME_BACK: Final = "it came back as a new incarnation"
 LEFT: Final = "it stopped in good order"
 #: ... and why an actor did.
 JOB_ENDED: Final = SystemFailure("actor_died", "the actor's job has ended")
+NO_RESTART_LEFT: Final = SystemFailure(
+    "actor_died", "the actor's process died, and max_restarts allows no other"
+)
 ACTOR_LOST: Final = SystemFailure("actor_died", "the actor died with its node")
 
 _CANCELLED: Final = encode(SystemFailure("cancelled", "the task was cancelled: its job ended"))

@@ -114,14 +114,17 @@ def serialize(value: object, *, ref_types: frozenset[type] = frozenset()) -> Ser
     return SerializedObject(pack(pickled, buffers), collector.ids)
 
 
-def deserialize(data: Bytes) -> Any:
+def deserialize(data: Bytes, *, copy: bool = False) -> Any:
     """The value of one serialized object (exactly one layout run).
 
-    Arrays are read-only views of ``data`` and keep it alive. Raises ObjectCorruptedError where
+    Arrays are read-only views of ``data`` and keep it alive; with ``copy`` they are the value's own
+    and can be written. Raises ObjectCorruptedError where
     the layout is damaged, and whatever the value's own unpickling raises (ImportError of a module
     that is missing here, for one).
     """
     pickled, buffers = unpack(data)
+    if copy:
+        return pickle.loads(pickled, buffers=[bytearray(buffer) for buffer in buffers])
     if buffers:
         return pickle.loads(pickled, buffers=[buffer.toreadonly() for buffer in buffers])
     return pickle.loads(pickled)

@@ -1,9 +1,10 @@
 """Where actors are, and the order of their calls.
 
-    PENDING  its creation is not finished, or its place not known yet
-    HERE     a worker of this node is the actor
-    AWAY     it lives on another node; calls are handed over
-    DEAD     for good (actors that restart come later); calls fail with the reason
+    PENDING    its creation is not finished, its place not known yet, or it restarts
+    RESTORING  a worker of this node is becoming the actor again: what it did runs once more
+    HERE       a worker of this node is the actor
+    AWAY       it lives on another node; calls are handed over
+    DEAD       for good; calls fail with the reason
 
 Calls of one caller (one parent task) run in the order of their submission: they leave this node,
 or reach the worker, in that order, whatever the state of their arguments.
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Final
 from regrow.ids import object_id
 from regrow.messages import (
     ACTOR_CALL,
+    ACTOR_CREATION,
     OK,
+    RECOVERABLE,
     SYSTEM_ERROR,
     ActorAt,
     ActorHere,
@@ -25,10 +28,13 @@ from regrow.messages import (
     KillActor,
     Return,
     SystemFailure,
+    TaskHeader,
     Value,
     failure_decoder,
 )
 from regrow.scheduler import tasks as states
+from regrow.scheduler.checkpoints import Checkpoints
+from regrow.scheduler.restoring import Restoration, Restorer
 
 if TYPE_CHECKING:
     from regrow.scheduler.core import Core
@@ -39,6 +45,9 @@ PENDING: Final = 0
 HERE: Final = 1
 AWAY: Final = 2
 DEAD: Final = 3
+RESTORING: Final = 4
+#: In place of a caller: the calls that run again.
+_REPLAY: Final = b""
 
 #: Dead actors that are remembered: an answer that names them may be on the way.
 DEAD_REMEMBERED: Final = 1000
@@ -48,8 +57,8 @@ class Actor:
     """An actor that something on this node calls, or that lives here."""
 
     __slots__ = (
-        "actor_id", "error", "exiting", "finding", "job", "name", "node", "queues", "seq", "state",
-        "worker",
+        "actor_id", "checkpoints", "error", "exiting", "finding", "job", "name", "node", "pinned",
+        "queues", "recoverable", "restoration", "returning", "seq", "state", "worker",
     )  # fmt: skip
 
     def __init__(self, actor_id: bytes, job: int, name: str) -> None:
@@ -68,6 +77,15 @@ class Actor:
         self.finding = False
         #: Its handles are gone, or it was killed.
         self.exiting = False
+        #: It restarts with its state.
+        self.recoverable = False
+        self.checkpoints = Checkpoints()
+        #: On its way back, on this node.
+        self.restoration: Restoration | None = None
+        #: Calls that went to a home that is gone and have not come back: later ones wait for them.
+        self.returning: set[bytes] = set()
+        #: Held by this node itself: who has handles is not known.
+        self.pinned = False
 
 
 class ActorTable:
@@ -77,15 +95,23 @@ class ActorTable:
         self._core = core
         self.table: dict[bytes, Actor] = {}
         self._dead: dict[bytes, None] = {}
+        self.restorer = Restorer(core)
 
     # --- creation ---------------------------------------------------------------------------------
 
     def announced(self, task: Task) -> None:
         """An actor is being created; its creation is a task like any other."""
-        header = task.header
-        if header.task_id not in self.table:
-            name = header.name.removesuffix(".__init__")
-            self.table[header.task_id] = Actor(header.task_id, header.job, name)
+        self.known(task.header)
+
+    def known(self, creation: TaskHeader) -> Actor:
+        """The actor of this creation."""
+        actor = self.table.get(creation.task_id)
+        if actor is None:
+            name = creation.name.removesuffix(".__init__")
+            actor = self.table[creation.task_id] = Actor(creation.task_id, creation.job, name)
+        if creation.flags & RECOVERABLE:
+            actor.recoverable = True
+        return actor
 
     def creation_ended(self, task: Task, status: int, returns: list[Return]) -> None:
         """The creation ran on this node. On success its worker is the actor."""
@@ -113,7 +139,7 @@ class ActorTable:
     def created_elsewhere(self, actor_id: bytes, node_id: int, value: Value) -> None:
         """Another node ran the creation."""
         actor = self.table.get(actor_id)
-        if actor is None or actor.state != PENDING:
+        if actor is None or actor.state != PENDING or actor.restoration is not None:
             return
         if value.status == OK:
             self._set_place(actor, AWAY, node_id)
@@ -133,7 +159,9 @@ class ActorTable:
             if actor.state != DEAD and actor.state != HERE:
                 reason = message.error or SystemFailure("actor_died", f"{actor.name} died")
                 self._bury(actor, reason)
-        elif actor.state == PENDING and message.node_id != self._core.node_id:
+        elif message.node_id == self._core.node_id:
+            return
+        elif actor.state == PENDING or (actor.state == AWAY and actor.recoverable):
             self._set_place(actor, AWAY, message.node_id)
 
     def _set_place(self, actor: Actor, state: int, node_id: int) -> None:
@@ -153,13 +181,18 @@ class ActorTable:
         if actor is None:
             name = header.name.rpartition(".")[0]
             actor = self.table[header.actor_id] = Actor(header.actor_id, header.job, name)
+        actor.returning.discard(header.task_id)
+        if header.flags & RECOVERABLE:
+            actor.recoverable = True
         created_here = header.actor_id in self._core.tasks.tasks
-        if actor.state == PENDING and not actor.finding and not created_here:
+        awaited = actor.state == PENDING and actor.restoration is None
+        if awaited and not actor.finding and not created_here:
             actor.finding = True
             self._core.send_store(FindActor(0, header.actor_id))
-        queue = actor.queues.get(header.parent_id)
+        caller = _REPLAY if task.rebuild else header.parent_id
+        queue = actor.queues.get(caller)
         if queue is None:
-            queue = actor.queues[header.parent_id] = deque()
+            queue = actor.queues[caller] = deque()
         queue.append(task)
 
     def arguments_awaited(self, task: Task) -> None:
@@ -172,7 +205,7 @@ class ActorTable:
         """A call's arguments have values: it leaves, if it is its turn."""
         actor = self.table.get(task.header.actor_id)
         if actor is not None:
-            self._advance(actor, task.header.parent_id)
+            self._advance(actor, _REPLAY if task.rebuild else task.header.parent_id)
 
     def runnable(self, task: Task) -> None:
         """A call's bytes are here."""
@@ -192,8 +225,10 @@ class ActorTable:
                 continue
             if task.missing:
                 return
-            if actor.state == PENDING:
+            if actor.state == PENDING or (actor.state == RESTORING and caller != _REPLAY):
                 return
+            if actor.returning and caller != _REPLAY:
+                return  # what was called before comes first
             if task.header.deps and core.tasks.fails_with_argument(task):
                 queue.popleft()
                 continue
@@ -222,10 +257,36 @@ class ActorTable:
         """A call has its result. Returns its place in the actor's order, from 1 (0: it never
         ran)."""
         actor = self.table.get(task.header.actor_id)
-        if actor is None or task.worker is None:
+        if actor is None:
+            return 0
+        if actor.returning:
+            self._came_back(actor, task)
+        if task.worker is None or task.rebuild:
             return 0
         actor.seq += 1
         return actor.seq
+
+    def replayed(self, task: Task, status: int, differs: bool) -> None:
+        """A creation or call of an actor that is restored ran again, with this outcome."""
+        actor = self.table.get(task.header.actor_id)
+        if actor is None:
+            return
+        if task.header.kind == ACTOR_CREATION:
+            self.restorer.created(actor, task, status)
+        else:
+            self.restorer.replayed(actor, task, differs)
+
+    def ended_elsewhere(self, task: Task) -> None:
+        """A call that had been handed over has its result."""
+        actor = self.table.get(task.header.actor_id)
+        if actor is not None and actor.returning:
+            self._came_back(actor, task)
+
+    def _came_back(self, actor: Actor, task: Task) -> None:
+        actor.returning.discard(task.header.task_id)
+        if not actor.returning:
+            for caller in list(actor.queues):
+                self._advance(actor, caller)
 
     def _fail(self, task: Task, actor: Actor) -> None:
         error = actor.error or SystemFailure("actor_died", f"the actor {actor.name} is dead")
@@ -248,6 +309,7 @@ class ActorTable:
         self._dead[actor.actor_id] = None
         if len(self._dead) > DEAD_REMEMBERED:
             del self._dead[next(iter(self._dead))]
+        self._core.checkpointer.forget(actor)
         worker, actor.worker = actor.worker, None
         core = self._core
         for task in list(core.tasks.tasks.values()):
@@ -280,21 +342,89 @@ class ActorTable:
                 f"the actor {actor.name} died: its worker process (pid {worker.pid}) ended "
                 f"unexpectedly. It had max_restarts=0, so it was not restarted."
             )
+        if actor.recoverable and not actor.exiting and actor.state != DEAD:
+            self._restart(actor, worker)
+            return
         actor.worker = worker
         self.died(actor, SystemFailure("actor_died", message))
+
+    def _restart(self, actor: Actor, worker: Worker) -> None:
+        """Its process is gone. The control store brings it back, here or elsewhere, once all that
+        it did is in the log; the calls that it had not finished wait for that."""
+        core = self._core
+        known = core.tasks.tasks
+        unfinished = [t for t in worker.in_flight.values() if known.get(t.header.task_id) is t]
+        worker.in_flight.clear()
+        actor.restoration = None
+        core.checkpointer.forget(actor)
+        for queue in [actor.queues.pop(_REPLAY, ())]:
+            unfinished.extend(queue)
+        self.returns(actor, PENDING)
+        killer = next((task for task in unfinished if not task.rebuild), None)
+        for task in reversed(unfinished):
+            task.worker = None
+            if task.rebuild:
+                core.tasks.give_up_rebuild(task)
+                continue
+            task.state = states.WAITING
+            core.tasks.next_attempt(task)
+            queue = actor.queues.setdefault(task.header.parent_id, deque())
+            queue.appendleft(task)
+        if killer is not None:
+            self._charge(actor, killer, worker)
+        core.journal.actor(actor.actor_id, actor.job, False)
+        core.send_store_held(ActorHere(actor.actor_id, actor.job, False))
+
+    def _charge(self, actor: Actor, task: Task, worker: Worker) -> None:
+        """The call that ran when the process died may have killed it: not for ever."""
+        task.kills += 1
+        if task.kills < self._core.config.worker_kills_max:
+            return
+        actor.queues[task.header.parent_id].remove(task)
+        self._core.tasks.fail(
+            task,
+            "worker_crashed",
+            f"{task.header.name} killed the actor's process (pid {worker.pid}) {task.kills} times "
+            "and is skipped; the actor goes on without it.",
+        )
+
+    def returns(self, actor: Actor, state: int = RESTORING) -> None:
+        """It is on its way back: no call reaches it meanwhile."""
+        actor.state = state
+        actor.node = 0
+        actor.worker = None
+        actor.finding = False
+        actor.error = None
+
+    def is_back(self, actor: Actor) -> None:
+        """It is restored, on this node."""
+        self._set_place(actor, HERE, self._core.node_id)
+        if not self._core.objects.entries.get(object_id(actor.actor_id, 0)):
+            self.handles_gone(object_id(actor.actor_id, 0))
 
     def node_died(self, node_id: int, reason: str) -> None:
         """Actors that lived there are dead."""
         for actor in list(self.table.values()):
-            if actor.state == AWAY and actor.node == node_id:
+            if actor.state != AWAY or actor.node != node_id:
+                continue
+            if actor.recoverable:
+                self.returns(actor, PENDING)
+                actor.finding = True
+                actor.returning = {
+                    task_id
+                    for task_id, task in self._core.tasks.tasks.items()
+                    if task.header.actor_id == actor.actor_id and task.state == states.REMOTE
+                }
+                self._core.send_store(FindActor(0, actor.actor_id))
+            else:
                 message = (
                     f"the actor {actor.name} died with node {node_id} ({reason}). It had "
                     "max_restarts=0, so it was not restarted."
                 )
                 self._bury(actor, SystemFailure("actor_died", message))
 
-    def kill(self, actor_id: bytes) -> None:
-        """``kill(actor)``: at once, wherever it is."""
+    def kill(self, actor_id: bytes, no_restart: bool = True) -> None:
+        """``kill(actor)``: at once, wherever it is. ``no_restart`` False: it may come back."""
         actor = self.table.get(actor_id)
         core = self._core
         if actor is None:
@@ -302,21 +432,26 @@ class ActorTable:
             actor.finding = True
             core.send_store(FindActor(0, actor_id))
         if actor.state == HERE:
-            actor.exiting = True
+            actor.exiting = no_restart
             assert actor.worker is not None
             core.pool.kill(actor.worker)
         elif actor.state == AWAY:
+            actor.exiting = no_restart
+            self._kill_away(actor, no_restart)
+        elif not no_restart:
+            return  # it is being made, or made again, anyway
+        elif actor.state == RESTORING:
             actor.exiting = True
-            self._kill_away(actor)
+            self.restorer.failed(actor, f"{actor.name} was killed while it restarted")
         elif actor.state == PENDING:
             actor.exiting = True
             creation = core.tasks.tasks.get(actor_id)
             if creation is not None:
                 self._end_creation(creation)
 
-    def _kill_away(self, actor: Actor) -> None:
-        self._core.send_peer_held(actor.node, KillActor(actor.actor_id))
-        if not actor.finding:  # who has asked where it is hears of its end
+    def _kill_away(self, actor: Actor, no_restart: bool = True) -> None:
+        self._core.send_peer_held(actor.node, KillActor(actor.actor_id, no_restart))
+        if not actor.finding and no_restart:  # who has asked where it is hears of its end
             actor.finding = True
             self._core.send_store(FindActor(0, actor.actor_id))
 
@@ -360,6 +495,9 @@ class ActorTable:
 
     def job_closed(self, job: int) -> None:
         for actor in [a for a in self.table.values() if a.job == job]:
+            if actor.pinned:
+                actor.pinned = False
+                self.unpin(actor.actor_id)
             if actor.worker is not None:
                 actor.exiting = True
                 self._core.pool.kill(actor.worker)

@@ -86,6 +86,14 @@ class ByteMover:
             key = effect.what.key
             self._pool.submit(lambda: self._spill_storage().delete(key))
 
+    def delete_stored(self, effect: events.DeleteStored) -> None:
+        """Deletes what nobody will read again. What cannot be deleted stays."""
+        key = (effect.object_id, 0)
+        self._spawn(self._in_thread_quietly(lambda: self._durable().delete(key)))
+
+    async def _in_thread_quietly(self, work: Callable[[], None]) -> None:
+        await self._in_thread(work, "deleting from storage")
+
     def serve(self, effect: events.ServeBytes) -> None:
         """The core's answer to ``FetchAsked``."""
         waiting = self._serving.pop(effect.number, None)

@@ -21,6 +21,7 @@ from regrow.messages import (
     Blocked,
     Borrow,
     Bye,
+    Checkpoint,
     ClientMessage,
     CloseJob,
     Committed,
@@ -63,6 +64,7 @@ from regrow.messages import (
     Release,
     Reply,
     Resources,
+    RestoreActor,
     Returned,
     Seal,
     Stop,
@@ -82,6 +84,7 @@ from regrow.objectstore.core import StoreCore
 from regrow.objectstore.effects import ObjectKey
 from regrow.scheduler import events, policy
 from regrow.scheduler.actors import ActorTable
+from regrow.scheduler.checkpoints import Checkpointer
 from regrow.scheduler.events import Effect, Event
 from regrow.scheduler.journal import Journal, OpenBatch
 from regrow.scheduler.ledger import Ledger, Shape
@@ -152,6 +155,7 @@ class Core:
         self.transport = Transport(self, store, file_path)
         self.tasks = TaskTable(self)
         self.actors = ActorTable(self)
+        self.checkpointer = Checkpointer(self)
         self.pool = Pool(self)
         self.questions = Questions(self)
         self.drivers: dict[int, Driver] = {}
@@ -278,6 +282,8 @@ class Core:
                 self.transport.create(client, message)
             case Seal():
                 self.transport.put_large(client, message, self.now_ms)
+            case Checkpoint():
+                self._with_worker(client, lambda w: self.checkpointer.taken(w, message))
             case Returned():
                 self._with_worker(client, lambda w: self.pool.returned(w, message.task_ids))
             case Blocked():
@@ -332,7 +338,7 @@ class Core:
             case PeerDrop():
                 self.objects.peer_drop(node_id, message.object_ids)
             case KillActor():
-                self.actors.kill(message.actor_id)
+                self.actors.kill(message.actor_id, message.no_restart)
             case PeerOutput():
                 self._print(message.printed)
             case _:
@@ -371,6 +377,9 @@ class Core:
                 self._job_closed(message.job)
             case ActorAt():
                 self.actors.located(message)
+            case RestoreActor():
+                self._learn(message.functions)
+                self.actors.restorer.begin(message)
             case Reply():
                 self.questions.replied(message)
             case Functions():

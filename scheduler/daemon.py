@@ -295,6 +295,8 @@ class Daemon:
                     self._mover.restore(effect)
                 case events.DeleteBytes():
                     self._mover.delete(effect)
+                case events.DeleteStored():
+                    self._mover.delete_stored(effect)
                 case events.Restart() | events.StopNode():
                     if not self._ended.done():
                         self._ended.set_result(effect)

@@ -256,6 +256,12 @@ class DeleteBytes(Struct, frozen=True, gc=False):
     what: DeleteSpilled | DeleteFile
 
 
+class DeleteStored(Struct, frozen=True, gc=False):
+    """The object's bytes in storage are not needed any longer."""
+
+    object_id: bytes
+
+
 class Restart(Struct, frozen=True, gc=False):
     """This incarnation is over: drop everything, kill the workers, register anew."""
 
@@ -272,5 +278,5 @@ Effect = (
     AppendBatch | ArmFlush | ToClient | CloseClient | ToPeer | ToControlStore
     | WatchDriver | StartWorker | KillWorker
     | FetchBytes | LoadBytes | StoreBytes | ServeBytes | MakeFile | SpillBytes | RestoreBytes
-    | DeleteBytes | Restart | StopNode
+    | DeleteBytes | DeleteStored | Restart | StopNode
 )  # fmt: skip

@@ -25,8 +25,8 @@ class OpenBatch:
     """What the next append will say, and what waits for it."""
 
     __slots__ = (
-        "acks", "actors", "effects", "ended", "events", "functions", "handed", "holders",
-        "number", "outcomes",
+        "acks", "actors", "checkpoints", "effects", "ended", "events", "functions", "handed",
+        "holders", "number", "outcomes",
         "peer_values", "puts", "rebuilt", "records", "stored", "submitted", "values",
     )  # fmt: skip
 
@@ -42,6 +42,7 @@ class OpenBatch:
         self.puts: list[PutRow] = []
         self.stored: list[tuple[bytes, str]] = []
         self.actors: list[tuple[bytes, int, bool, SystemFailure | None]] = []
+        self.checkpoints: list[tuple[bytes, int, bytes, bool]] = []
         self.events: list[Event] = []
         self.rebuilt: list[tuple[bytes, bool]] = []
         #: Client -> how many of its submissions this batch commits.
@@ -136,6 +137,11 @@ class Journal:
         self.open.actors.append((actor_id, job, alive, error))
         self.open.records += 1
 
+    def checkpoint(self, actor_id: bytes, seq: int, oid: bytes, custom: bool) -> None:
+        """An actor's state after its ``seq``-th call is safe; an empty ``oid``: it was not."""
+        self.open.checkpoints.append((actor_id, seq, oid, custom))
+        self.open.records += 1
+
     def event(self, kind: str, subject: bytes, message: str) -> None:
         self.open.events.append(Event(kind, subject, message))
         self.open.records += 1
@@ -207,6 +213,7 @@ class Journal:
             puts=open_batch.puts,
             stored=open_batch.stored,
             actors=open_batch.actors,
+            checkpoints=open_batch.checkpoints,
             events=open_batch.events,
             rebuilt=open_batch.rebuilt,
         )

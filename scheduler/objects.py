@@ -301,6 +301,14 @@ class ObjectTable:
                 self._core.tasks.bytes_arrived(task)
         self.free_unheld(entry)
 
+    def relocate_value(self, entry: Entry) -> None:
+        """What was being made again here is not: who waits for it asks where it is."""
+        if entry.value is None and entry.held:
+            self.need_value(entry)
+        elif entry.wanted_here:
+            self.need_bytes(entry)
+        self.free_unheld(entry)
+
     def source_failed(self, entry: Entry, node_id: int) -> None:
         """A peer turned out not to have the object (node 0: storage had not)."""
         if node_id:

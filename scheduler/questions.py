@@ -53,8 +53,8 @@ class Questions:
             case "node_stats":
                 self._answer(client, ask.number, self._stats())
             case "kill_actor":
-                actor_id, _no_restart = msgspec.msgpack.decode(ask.body)
-                core.actors.kill(actor_id)
+                actor_id, no_restart = msgspec.msgpack.decode(ask.body)
+                core.actors.kill(actor_id, no_restart)
                 self._answer(client, ask.number, None)
             case "name_actor":
                 named: tuple[bytes, str, str, bytes, bytes] = msgspec.msgpack.decode(

@@ -27,7 +27,9 @@ from regrow.messages import (
     ASYNC,
     OK,
     PENDING,
+    RECOVERABLE,
     SYSTEM_ERROR,
+    TASK,
     TASK_ERROR,
     FetchFunctions,
     HandedTask,
@@ -67,9 +69,10 @@ class Task:
     """A task that is not finished."""
 
     __slots__ = (
-        "attempt", "client", "digests", "gpus", "header", "holder",
+        "attempt", "client", "digests", "ended", "gpus", "header", "holder",
         "infeasible_ms", "kills", "logged",
-        "missing", "node", "rebuild", "restored", "shape", "spec", "state", "submitter", "worker",
+        "missing", "node", "rebuild", "restore", "restored", "shape", "spec", "state",
+        "submitter", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +95,10 @@ class Task:
         self.node = 0
         self.rebuild = False
         self.digests: list[bytes] = []
+        #: Of a rebuild: how it ended before.
+        self.ended = OK
+        #: Of an actor's creation that runs again: the object that is its saved state.
+        self.restore = b""
         #: Its row is in the log, or in the open batch.
         self.logged = False
         #: Workers that it killed.
@@ -293,7 +300,13 @@ class TaskTable:
             if oid in objects.entries:
                 objects.free_unheld(objects.entries[oid])
 
-    def hold(self, held: HeldTask, header: TaskHeader | None = None, rebuild: bool = False) -> None:
+    def hold(
+        self,
+        held: HeldTask,
+        header: TaskHeader | None = None,
+        rebuild: bool = False,
+        restore: bytes = b"",
+    ) -> None:
         """A task whose holder this node already is: handed over, reassigned, or to be rebuilt."""
         core = self._core
         header = header or header_decoder.decode(held.spec)
@@ -323,6 +336,8 @@ class TaskTable:
         task.holder = core.self_id
         task.rebuild = rebuild
         task.digests = held.digests
+        task.ended = held.status
+        task.restore = restore
         tells = held.submitter != core.node_id and not rebuild and not core.is_dead(held.submitter)
         for oid in task.object_ids:
             entry = core.objects.entry(oid)
@@ -613,6 +628,31 @@ class TaskTable:
         self._forget(task)
         if task.header.kind == ACTOR_CREATION:
             self._core.actors.created_elsewhere(task.header.actor_id, task.node, value)
+        elif task.header.kind == ACTOR_CALL:
+            self._core.actors.ended_elsewhere(task)
+
+    def no_longer_elsewhere(self, task_id: bytes) -> None:
+        """A call that was handed over has ended, and is about to run again here: those who wait for
+        its result have it from here."""
+        task = self.tasks.get(task_id)
+        if task is None or task.state != REMOTE:
+            return
+        for oid in task.object_ids:
+            entry = self._core.objects.entries.get(oid)
+            if entry is not None and entry.task is task:
+                entry.task = None
+        self._forget(task)
+        self._core.actors.ended_elsewhere(task)
+
+    def give_up_rebuild(self, task: Task) -> None:
+        """The actor that was to run it again is gone once more: it begins anew."""
+        self._forget(task)
+        self.detach(task)
+        for oid in task.object_ids:
+            entry = self._core.objects.entries.get(oid)
+            if entry is not None and entry.task is task:
+                entry.task = None
+                self._core.objects.relocate_value(entry)
 
     @staticmethod
     def is_remote(task: Task) -> bool:
@@ -720,7 +760,8 @@ class TaskTable:
         if header.kind == ACTOR_CALL:
             actor_seq = core.actors.call_ended(task)
         if task.rebuild:
-            status, returns = self._rebuilt(task, status, returns)
+            ran = status
+            status, returns, differs = self._rebuilt(task, status, returns)
         else:
             error = "" if status == OK else _error_word(status, returns)
             core.journal.outcome(
@@ -733,7 +774,9 @@ class TaskTable:
         self._forget(task)
         # An actor that cannot recover is not waited for on its own node (docs/durability.md).
         ungated = bool(header.flags & ASYNC) or (
-            header.kind == ACTOR_CALL and task.submitter == core.node_id
+            header.kind == ACTOR_CALL
+            and task.submitter == core.node_id
+            and not header.flags & RECOVERABLE
         )
         entries = core.objects.entries
         for index in range(max(1, header.num_returns)):
@@ -746,6 +789,8 @@ class TaskTable:
                 value = Value(oid, OK, r.size, r.data, r.digest, r.refs)
                 if r.data is None:
                     core.transport.result_made(entry, (oid, task.attempt), r.size)
+                    if header.flags & RECOVERABLE:
+                        core.checkpointer.keep_result(task, entry)
                     if task.rebuild:
                         core.objects.keep_rebuilt(entry)
                     if entry.value is not None:
@@ -759,27 +804,33 @@ class TaskTable:
             core.objects.unpin(inner)
         if header.kind == ACTOR_CREATION and not task.rebuild:
             core.actors.creation_ended(task, status, returns)
+        elif header.kind != TASK and task.rebuild:
+            core.actors.replayed(task, ran, differs)
 
-    def _rebuilt(self, task: Task, status: int, returns: list[Return]) -> tuple[int, list[Return]]:
+    def _rebuilt(
+        self, task: Task, status: int, returns: list[Return]
+    ) -> tuple[int, list[Return], bool]:
         """A re-execution ended: nothing is committed but the fact; its digests are compared."""
         core = self._core
         header = task.header
         made = [returned.digest for returned in returns]
         known = task.digests
-        differs = status != OK or any(a != b for a, b in zip(made, known, strict=False) if b)
+        differs = status != task.ended or any(
+            a != b for a, b in zip(made, known, strict=False) if b
+        )
         core.journal.rebuilt(header.task_id, differs)
         core.rebuilt.append((header.task_id, differs))
         core.send_store_held(Rebuilt([(header.task_id, differs)]))
         if not differs:
-            return status, returns
+            return status, returns, False
         message = f"{header.name} made another result when it was run again for its lost objects."
         core.journal.event("replay_difference", header.task_id, message)
         core.tell_driver(header.job, ReplayDifference(object_id(header.task_id, 0), header.name))
         if status == OK and core.config.on_replay_difference != "error":
-            return status, returns
+            return status, returns, True
         code = "replay_difference" if status == OK else "object_reconstruction_failed"
         data = encode(SystemFailure(code, message))
-        return SYSTEM_ERROR, [Return(len(data), digest_of(data), data)]
+        return SYSTEM_ERROR, [Return(len(data), digest_of(data), data)], True
 
     def _forget(self, task: Task) -> None:
         """The task is over: its arguments are held by it no more."""

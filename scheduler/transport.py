@@ -119,6 +119,9 @@ class Transport:
         if self._core.is_driver(client):
             entry.put_at_ms = now_ms
             self._behind[message.object_id] = None
+        worker = self._core.pool.by_client.get(client)
+        if worker is not None and worker.actor is not None and worker.actor.recoverable:
+            self._core.checkpointer.keep(worker.actor, entry)
         if entry.wanted_here:
             self._core.objects.bytes_here(entry)
 

@@ -222,7 +222,7 @@ class Pool:
         task.state = RUNNING
         task.worker = worker
         worker.in_flight[task.header.task_id] = task
-        run = RunTask(task.spec, task.attempt, inline, located, worker.gpus)
+        run = RunTask(task.spec, task.attempt, inline, located, worker.gpus, task.restore)
         runs = self._runs.get(worker.client)
         if runs is None:
             self._runs[worker.client] = [run]
@@ -266,7 +266,11 @@ class Pool:
         worker.progress_ms = core.now_ms
         in_flight = worker.in_flight
         means = self._means
+        actor = worker.actor
         for item in items:
+            if actor is not None and actor.recoverable and core.checkpointer.holds(actor):
+                core.checkpointer.hold(worker, item)
+                continue
             task = in_flight.pop(item.task_id, None)
             if task is None or task.attempt != item.attempt:
                 continue  # an old attempt's answer

@@ -200,6 +200,8 @@ class NodeShell:
                 self.schedule(self.life, cluster.start_ms(), self._fork, number)
             case events.WatchDriver():
                 pass  # simulated drivers come back
+            case events.DeleteStored(object_id):
+                cluster.storage.pop(f"storage/{object_id.hex()}", None)
             case events.KillWorker(number):
                 worker = self.workers.get(number)
                 if worker is not None:

@@ -27,7 +27,7 @@ from regrow._options import (
 from regrow._refs import ObjectRef, ref_from_id
 from regrow._signatures import Method, methods_of, packed_methods, signature_of, unpacked_methods
 from regrow.ids import object_id
-from regrow.messages import ACTOR_CALL, ACTOR_CREATION, FunctionDef, NamedActor
+from regrow.messages import ACTOR_CALL, ACTOR_CREATION, RECOVERABLE, FunctionDef, NamedActor
 
 if TYPE_CHECKING:
     import typing_extensions
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 else:
     C = TypeVar("C")
 
-_BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__")
+#: Among the methods that a handle knows, in place of a name: the actor restarts with its state.
+_RECOVERABLE = ""
+_BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__", "__regrow_checkpoint__")
 #: A definition that names a class without carrying it, for calls.
 _NO_CODE = b""
 #: A method of which its class says nothing.
@@ -96,12 +98,15 @@ class ActorClass(Generic[C]):
             identity=identity(self._class, definition) + b".__init__",
             kind=ACTOR_CREATION,
             resources=options.resources,
-            max_retries=0,
+            max_retries=options.max_restarts,
+            flags=RECOVERABLE if options.max_restarts else 0,
             durability=options.durability,
             strategy=options.strategy,
             options=_packed(options),
         )
         methods = self._methods
+        if options.max_restarts:
+            methods = packed_methods({**unpacked_methods(methods), _RECOVERABLE: Method()})
 
         def reserve(actor_id: bytes) -> None:
             body = [actor_id, options.name, namespace, definition.function_id, methods]
@@ -145,7 +150,7 @@ class ActorHandle(Generic[C]):
         return name in _BUILT_IN or name in self._methods
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *self._methods]
+        return [*object.__dir__(self), *filter(None, self._methods)]
 
     @property
     def _ray_actor_id(self) -> bytes:
@@ -210,12 +215,16 @@ class ActorMethod:
 def _method_call(handle: ActorHandle[Any], method: str, options: Mapping[str, Any]) -> Call:
     checked_options = checked(options, METHOD_OPTIONS, "actor methods", 0)
     definition = handle._definition
+    recoverable = _RECOVERABLE in handle._methods
     return Call(
         definition=definition,
         name=checked_options.name or f"{definition.name}.{method}",
         identity=handle._actor_id + method.encode(),
         kind=ACTOR_CALL,
         num_returns=checked_options.num_returns,
+        # It is never lost with its actor, and takes effect once.
+        max_retries=-1 if recoverable else 0,
+        flags=RECOVERABLE if recoverable else 0,
         durability=checked_options.durability,
         actor_id=handle._actor_id,
         method=method,
@@ -259,6 +268,6 @@ def _handle(
 
 def _packed(options: Options) -> bytes:
     """What only the worker needs."""
-    given: dict[str, Any] = {"max_concurrency": options.max_concurrency, "name": options.name}
-    given = {name: value for name, value in given.items() if value}
+    names = ("max_concurrency", "name", "checkpoint_every", "checkpoint_interval_s")
+    given = {name: value for name in names if (value := getattr(options, name))}
     return msgspec.msgpack.encode(given) if given else b""

@@ -21,6 +21,7 @@ from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
 from regrow._functions import load, qualified_name
+from regrow._saving import StateSaver, saves_itself
 from regrow._signatures import methods_of, packed_methods
 from regrow.config import INLINE_MAX
 from regrow.exceptions import RayError, RaySystemError, RayTaskError
@@ -29,6 +30,7 @@ from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     OK,
+    RECOVERABLE,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK_ERROR,
@@ -86,6 +88,8 @@ class Executor:
         #: Whether its methods run on a loop, and how many of them at once.
         self.is_async = False
         self.concurrency = 1
+        #: Of an actor that restarts.
+        self.saver: StateSaver | None = None
 
     def define(self, definitions: list[FunctionDef]) -> None:
         """Functions that tasks name from now on."""
@@ -127,13 +131,18 @@ class Executor:
         start = time.perf_counter_ns()
         try:
             target = self.target(spec)  # first: it brings the folders of the program's modules
-            args, kwargs = self.arguments(spec, run)
-            result = target(*args, **kwargs)
-            if spec.kind == ACTOR_CREATION:
-                self._created(spec, result)
+            if run.restore:
+                self._created(spec, self._restored(spec, run, target))
                 result = None
+            else:
+                args, kwargs = self.arguments(spec, run)
+                result = target(*args, **kwargs)
+                del args, kwargs
+                if spec.kind == ACTOR_CREATION:
+                    self._created(spec, result)
+                    result = None
             outcome = self._outcome(spec, run.attempt, result)
-            del args, kwargs, result
+            del result
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's, too
             outcome = self.outcome_of(spec, error)
         finally:
@@ -172,9 +181,33 @@ class Executor:
         self._client.running.enter(task)
         return task
 
+    def _restored(self, spec: TaskSpec, run: RunTask, cls: Any) -> Any:
+        """The actor as it was saved."""
+        state: Any = None
+        for value in run.inline:
+            if value.object_id == run.restore:
+                assert value.data is not None
+                if value.status != OK:
+                    raise ArgumentFailed(value.status, value.data)
+                state = deserialize(value.data, copy=True)
+        for location in run.located:
+            if location.object_id == run.restore:
+                state = deserialize(self._client.memory.view(location), copy=True)
+        if not saves_itself(cls):
+            return state
+        args, kwargs = self.arguments(spec, run)
+        actor = cls(*args, **kwargs)
+        actor.load_checkpoint(state)
+        return actor
+
     def _created(self, spec: TaskSpec, actor: Any) -> None:
         options = _options(spec)
         self.actor = actor
+        if spec.flags & RECOVERABLE:
+            self.saver = StateSaver(
+                self._client, spec.job, options.get("checkpoint_every", 0),
+                options.get("checkpoint_interval_s", 0.0),
+            )  # fmt: skip
         self.is_async = has_coroutines(type(actor))
         self.concurrency = options.get("max_concurrency", 0) or (
             ASYNC_CONCURRENCY if self.is_async else 1
@@ -196,11 +229,18 @@ class Executor:
             return function
         if spec.method == "__ray_terminate__":
             return self.terminate
+        if spec.method == "__regrow_checkpoint__":
+            return self._ask_to_save
         if spec.method == "__ray_ready__":
             return lambda: True
         if spec.method == "__ray_call__":
             return lambda function, *args, **kwargs: function(self.actor, *args, **kwargs)
         return getattr(self.actor, spec.method)  # type: ignore[no-any-return]
+
+    def _ask_to_save(self) -> None:
+        if self.saver is None:
+            raise TypeError("only an actor with max_restarts has checkpoints")
+        self.saver.asked = True
 
     def terminate(self) -> None:
         """End the actor after what it does now."""

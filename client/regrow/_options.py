@@ -51,6 +51,10 @@ class ActorOptions(_Shared, total=False):
     namespace: str | None
     get_if_exists: bool
     max_concurrency: int | None
+    max_restarts: int | None
+    max_task_retries: int | None
+    checkpoint_every: int | None
+    checkpoint_interval_s: float | None
 
 
 class RemoteOptions(TaskOptions, ActorOptions, total=False):
@@ -82,8 +86,6 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
     "lifetime": (None, "non_detached"),
     "max_calls": (None, 0),
     "max_pending_calls": (None, -1),
-    "max_restarts": (None, 0),
-    "max_task_retries": (None, 0),
     "object_store_memory": (None, 0),
     "placement_group": (None, "default"),
     "placement_group_bundle_index": (None, -1),
@@ -95,9 +97,6 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 _HINTS: Final = {
-    "max_restarts": "Actors that come back with their state are planned; until then an actor that "
-    "died raises ActorDiedError, and the program can make another.",
-    "max_task_retries": "It comes with max_restarts.",
     "runtime_env": "Workers run in the environment of their node.",
     "lifetime": "An actor ends with its job.",
     "job": "Jobs that resume are planned.",
@@ -122,6 +121,10 @@ class Options(Struct, frozen=True):
     get_if_exists: bool = False
     #: 0: not given.
     max_concurrency: int = 0
+    max_restarts: int = 0
+    #: Of an actor that restarts: its state is saved after so many calls, and so often; 0: not so.
+    checkpoint_every: int = 0
+    checkpoint_interval_s: float = 0.0
 
 
 def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cpus: int) -> Options:
@@ -154,6 +157,9 @@ def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cp
         namespace=_text(raw, "namespace"),
         get_if_exists=bool(raw.get("get_if_exists", False)),
         max_concurrency=_positive(raw, "max_concurrency"),
+        max_restarts=_max_restarts(raw),
+        checkpoint_every=_positive(raw, "checkpoint_every"),
+        checkpoint_interval_s=_checkpoint_interval(raw),
     )
 
 
@@ -272,6 +278,49 @@ def _max_retries(value: Any) -> int:
         raise ValueError(
             f"The keyword 'max_retries' only accepts None, 0, -1 or a positive integer, where -1 "
             f"is without limit; got {value!r}"
+        )
+    return value
+
+
+def _max_restarts(raw: Mapping[str, Any]) -> int:
+    restarts = _limit(raw, "max_restarts")
+    retries = _limit(raw, "max_task_retries")
+    if retries and not restarts:
+        raise ValueError(
+            "max_task_retries needs max_restarts: an actor that does not restart retries no call"
+        )
+    # Calls of an actor that restarts are never lost and never take effect twice, whatever
+    # max_task_retries says.
+    return restarts
+
+
+def _checkpoint_interval(raw: Mapping[str, Any]) -> float:
+    interval = raw.get("checkpoint_interval_s")
+    for name in ("checkpoint_every", "checkpoint_interval_s"):
+        if raw.get(name) is None:
+            continue
+        if not raw.get("max_restarts"):
+            raise ValueError(f"{name} needs max_restarts: only an actor that restarts is saved")
+        if (raw.get("max_concurrency") or 1) > 1:
+            raise ValueError(
+                f"{name} needs calls one at a time (max_concurrency=1): between calls that overlap "
+                "there is no state to save"
+            )
+    if interval is None:
+        return 0.0
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval > 0:
+        raise ValueError(f"checkpoint_interval_s must be a positive number, got {interval!r}")
+    return float(interval)
+
+
+def _limit(raw: Mapping[str, Any], name: str) -> int:
+    value = raw.get(name)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+        raise ValueError(
+            f"The keyword {name!r} only accepts None, 0, -1 or a positive integer, where -1 is "
+            f"without limit; got {value!r}"
         )
     return value
 

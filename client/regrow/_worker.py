@@ -26,6 +26,7 @@ from regrow._link import Connection
 from regrow._memory import Memory
 from regrow._output import LineSender, LogWatcher
 from regrow._refs import set_table
+from regrow._saving import StateSaver
 from regrow.exceptions import RayError
 from regrow.messages import (
     PROTOCOL_VERSION,
@@ -139,6 +140,11 @@ class Worker(Client):
             del run
             if done is None:
                 continue
+            saver = executor.saver
+            if saver is not None and was_actor and saver.count():
+                self._save(saver, done)
+                unsent = 0
+                continue
             unsent += 1
             if not self.finish(done) or unsent >= _RESULTS_MAX:
                 link.flush()
@@ -151,6 +157,17 @@ class Worker(Client):
             stream.end_line()
             stream.collect(whole_lines=False)
         link.flush()
+
+    def _save(self, saver: StateSaver, done: TaskDone) -> None:
+        """The state after a call, told in front of its result where they are committed together."""
+        if saver.exact:
+            saver.save(self.executor.actor)
+            self.finish(done)
+        else:
+            self.finish(done)
+            self.link.flush()
+            saver.save(self.executor.actor)
+        self.link.flush()
 
     def finish(self, done: TaskDone) -> bool:
         """Queue a result; from any thread. False if it must be sent before anything else is done,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from regrow.gcs import operations as ops
-from regrow.gcs.operations import APPLIED, BEHIND, CONFLICT, FENCED, Append, Batch, Outcome
+from regrow.gcs.operations import (
+    APPLIED,
+    BEHIND,
+    CONFLICT,
+    FENCED,
+    Append,
+    Batch,
+    Outcome,
+    Submitted,
+)
 from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
 from regrow.ids import object_id
 from regrow.messages import (
@@ -26,6 +37,7 @@ from tests.store.worlds import (
     FUNCTION,
     TTL_S,
     Cluster,
+    Node,
     World,
     large,
     small,
@@ -571,10 +583,13 @@ def test_functions_are_stored_once(cluster: Cluster) -> None:
     assert found == [FUNCTION, other]
 
 
-def create_actor(cluster: Cluster, job: int = 0) -> bytes:
+def create_actor(cluster: Cluster, job: int = 0, max_restarts: int = 0) -> bytes:
     """The id of an actor that lives on the first node."""
-    creation = cluster.task(kind=ACTOR_CREATION, outcome=small(), job=job)
-    actor_id = creation.header.task_id
+    actor_id = cluster.new_id()
+    creation = cluster.task(
+        task_id=actor_id, actor_id=actor_id, kind=ACTOR_CREATION, outcome=small(), job=job,
+        max_retries=max_restarts,
+    )  # fmt: skip
     actors = Batch(submitted=[creation], actors=[(actor_id, job or cluster.job, True, None)])
     cluster.log(cluster.nodes[0], actors)
     return actor_id
@@ -628,6 +643,90 @@ def test_an_actor_dies_with_its_node(cluster: Cluster) -> None:
     assert fenced.actors == [(actor_id, cluster.job)]
     row = cluster.do(ops.ReadActor(actor_id))
     assert (row.state, row.error) == ("dead", ACTOR_LOST)
+
+
+def called(cluster: Cluster, actor_id: bytes, seq: int, **changes: Any) -> Submitted:
+    """A call that the actor executed as its ``seq``-th; 0: it never reached the actor."""
+    outcome = replace(small(), actor_seq=seq, **changes)
+    return cluster.task(kind=ACTOR_CALL, actor_id=actor_id, max_retries=-1, outcome=outcome)
+
+
+def restore(cluster: Cluster, actor_id: bytes, home: Node, target: Node) -> ops.ActorRestored:
+    restored: ops.ActorRestored = cluster.do(
+        ops.RestoreActor(cluster.epoch, actor_id, home, target)
+    )
+    return restored
+
+
+def test_an_actor_that_may_restart_is_given_away_with_what_it_executed_in_order(
+    cluster: Cluster,
+) -> None:
+    actor_id = create_actor(cluster, max_restarts=1)
+    one, two = cluster.nodes
+    calls = [called(cluster, actor_id, seq) for seq in (2, 3, 1)]
+    failed = called(cluster, actor_id, 4, status=TASK_ERROR)
+    skipped = called(cluster, actor_id, 0, status=SYSTEM_ERROR)
+    pending = cluster.task(kind=ACTOR_CALL, actor_id=actor_id)
+    submitted = [*calls, failed, skipped, pending]
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=submitted))
+    fenced = cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+    assert fenced.actors == []
+    assert fenced.restarting == [ops.RestartingActor(actor_id, cluster.job, one)]
+    assert cluster.do(ops.ReadActor(actor_id)).state == "restarting"
+    restored = restore(cluster, actor_id, one, two)
+    assert restored.granted
+    assert restored.creation is not None
+    assert header_decoder.decode(restored.creation.spec).task_id == actor_id
+    ran = [header_decoder.decode(held.spec).task_id for held in restored.calls]
+    assert ran == [call.header.task_id for call in (calls[2], calls[0], calls[1], failed)]
+    assert restored.last_seq == 4
+    assert [held.status for held in restored.calls] == [OK, OK, OK, TASK_ERROR]
+    assert restored.calls[0].digests == [small().returns[0].digest]
+    assert [function.function_id for function in restored.functions] == [FUNCTION.function_id]
+    # Asked again, because the answer was lost, it is the same; and the node can ask itself.
+    assert restore(cluster, actor_id, one, two) == restored
+    given = cluster.do(ops.ReadGiven(*two))
+    assert given.restarting == [ops.RestartingActor(actor_id, cluster.job, two)]
+    cluster.log(two, Batch(actors=[(actor_id, cluster.job, True, None)]))
+    assert cluster.do(ops.ReadActor(actor_id)).state == "alive"
+    assert not restore(cluster, actor_id, one, two).granted, "it is back"
+
+
+def test_two_nodes_never_restore_one_actor(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster, max_restarts=-1)
+    one, two = cluster.nodes
+    third = cluster.register()
+    cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+    assert restore(cluster, actor_id, one, two).granted
+    assert not restore(cluster, actor_id, one, third).granted, "its home is another by now"
+    fenced = cluster.do(ops.Fence(cluster.epoch, *two, "why", [third]))
+    assert [actor.home for actor in fenced.restarting] == [two]
+    assert restore(cluster, actor_id, two, third).granted
+    assert not restore(cluster, actor_id, two, two).granted
+
+
+def test_an_actor_restarts_as_often_as_it_may(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster, max_restarts=2)
+    home = cluster.nodes[0]
+    gone = Batch(actors=[(actor_id, cluster.job, False, None)])
+    for _ in range(2):
+        cluster.log(home, gone)
+        assert restore(cluster, actor_id, home, home).granted
+        cluster.log(home, Batch(actors=[(actor_id, cluster.job, True, None)]))
+    cluster.log(home, gone)
+    last = restore(cluster, actor_id, home, home)
+    assert not last.granted
+    assert last.error is not None
+    assert "max_restarts" in last.error.message
+    assert cluster.do(ops.ReadActor(actor_id)).state == "dead"
+
+
+def test_no_actor_restarts_in_a_job_that_has_ended(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster, max_restarts=-1)
+    one, two = cluster.nodes
+    cluster.do(ops.EndJob(cluster.epoch, cluster.job, "finished"))
+    assert cluster.do(ops.Fence(cluster.epoch, *one, "why", [two])).restarting == []
+    assert restore(cluster, actor_id, one, two).error is not None
 
 
 def test_actors_end_with_their_job_and_none_begins_after_it(cluster: Cluster) -> None:

@@ -43,6 +43,8 @@ class RunTask(WirePart, frozen=True):
     located: list[Location]
     #: Numbers of the GPUs it may use.
     gpus: list[int] = []
+    #: Of an actor's creation that runs again: the object that is its saved state.
+    restore: bytes = b""
 
 
 class PutValue(WirePart, frozen=True):
@@ -154,6 +156,16 @@ class Returned(WireMessage, frozen=True, tag=13):
     """Tasks that a worker had queued and gives back unstarted."""
 
     task_ids: list[bytes]
+
+
+class Checkpoint(WireMessage, frozen=True, tag=30):
+    """An actor's state, as an object that its worker has just put. It contains every call whose
+    result was sent before; ``with_next``: also the one whose result is sent next."""
+
+    object_id: bytes
+    #: Saved by the class's own ``save_checkpoint``.
+    custom: bool
+    with_next: bool = False
 
 
 class Blocked(WireMessage, frozen=True, tag=14):
@@ -294,7 +306,7 @@ class ReplayDifference(WireMessage, frozen=True, tag=51):
 ClientMessage = (
     Hello | Submit | DefineFunctions | Put | Create | Seal | Subscribe | Read | Release
     | Borrow | Drop
-    | Done | Returned | Blocked | Unblocked | Output | Ask | Bye
+    | Done | Checkpoint | Returned | Blocked | Unblocked | Output | Ask | Bye
 )  # fmt: skip
 NodeMessage = (
     Welcome | Refused | Committed | Values | Created | Located | Run | TakeBack | Printed | Answer

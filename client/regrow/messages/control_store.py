@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from regrow.messages.parts import (
+    OK,
     PENDING,
     FunctionDef,
     Resources,
@@ -117,7 +118,8 @@ class NameActor(WireMessage, frozen=True, tag=88):
 
 
 class ActorHere(WireMessage, frozen=True, tag=89):
-    """An actor runs on this node, or died (``error``)."""
+    """An actor runs on this node, or died (``error``), or its process did and it may restart (no
+    error)."""
 
     actor_id: bytes
     job: int
@@ -203,6 +205,8 @@ class HeldTask(WirePart, frozen=True):
     #: Of a rebuild: the committed digests of its returns, by index (a large return's is never
     #: empty).
     digests: list[bytes] = []
+    #: Of a rebuild: how it ended before.
+    status: int = OK
 
 
 class Reassigned(WireMessage, frozen=True, tag=114):
@@ -217,6 +221,24 @@ class Rebuild(WireMessage, frozen=True, tag=115):
 
     tasks: list[HeldTask]
     functions: list[FunctionDef] = []
+
+
+class RestoreActor(WireMessage, frozen=True, tag=126):
+    """The receiver is to bring an actor back: its creation, and then its calls in the order in
+    which they were executed, run again."""
+
+    actor_id: bytes
+    job: int
+    creation: HeldTask
+    #: Those after the checkpoint, if there is one.
+    calls: list[HeldTask]
+    #: Place of the last call in the actor's order.
+    last_seq: int
+    functions: list[FunctionDef] = []
+    #: The object that is its saved state, after which call, and whether the class saved it itself.
+    checkpoint: bytes = b""
+    checkpoint_seq: int = 0
+    custom: bool = False
 
 
 class Whereabouts(WirePart, frozen=True):
@@ -326,7 +348,7 @@ ToStore = (
 )  # fmt: skip
 FromStore = (
     Registered | RegisterRefused | Nodes | NodeDied | Reassigned | Rebuild | Locations | TaskStates
-    | JobOpened | JobClosed | ActorAt | Reply | Functions | Fenced | Stop | WatchFor
+    | JobOpened | JobClosed | ActorAt | Reply | Functions | RestoreActor | Fenced | Stop | WatchFor
 )  # fmt: skip
 
 to_store_decoder: Final = msgspec.msgpack.Decoder(ToStore)

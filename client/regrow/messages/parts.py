@@ -32,6 +32,8 @@ ASYNC: Final = 1
 RETRY_EXCEPTIONS: Final = 2
 #: The spec's id came from ``options(key=...)``.
 KEYED: Final = 4
+#: Of an actor's creation and calls: the actor restarts with its state.
+RECOVERABLE: Final = 8
 
 Resources = dict[str, int]
 

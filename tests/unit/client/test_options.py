@@ -109,10 +109,7 @@ def test_what_a_node_can_offer() -> None:
     check_node({"resources": {"a": 0.5}, "object_store_memory": 16 << 20}, "init()")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"max_restarts": 1}, {"max_restarts": -1}, {"max_task_retries": 2}, {"lifetime": "detached"}],
-)
+@pytest.mark.parametrize("options", [{"lifetime": "detached"}])
 def test_what_actors_cannot_do_yet_is_said(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedOptionError, match=next(iter(options))):
         actor(**options)
@@ -144,3 +141,11 @@ def test_strategies() -> None:
     assert task(scheduling_strategy="SPREAD").strategy == "SPREAD"
     assert task(scheduling_strategy=Affinity("3", True)).strategy == "node:3:soft"
     assert task(scheduling_strategy=Affinity("3", False)).strategy == "node:3"
+
+
+def test_restarts_are_counted_or_without_limit() -> None:
+    assert actor(max_restarts=3).max_restarts == 3
+    assert actor(max_restarts=-1, max_task_retries=-1).max_restarts == -1
+    for wrong in ({"max_restarts": -2}, {"max_restarts": True}, {"max_task_retries": 2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            actor(**wrong)

@@ -166,7 +166,7 @@ def test_dead_actors_are_remembered_only_so_many() -> None:
     one = bench.join()
     for number in range(1500):
         bench.say(one, ActorHere(tid(number), 1, True))
-        bench.say(one, ActorHere(tid(number), 1, False))
+        bench.say(one, ActorHere(tid(number), 1, False, SystemFailure("actor_died", "it died")))
     assert len(bench.core.actors._actors) == 1000
 
 

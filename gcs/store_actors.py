@@ -1,0 +1,97 @@
+"""Giving an actor that restarts to a node, with all that it did, as a transaction on Postgres."""
+
+from __future__ import annotations
+
+from regrow.gcs.operations import ActorRestored, RestoreActor
+from regrow.gcs.store_fencing import held_task
+from regrow.gcs.store_jobs import functions_of
+from regrow.gcs.store_recovery import digests_of, further_returns
+from regrow.gcs.store_session import Connection, run
+from regrow.gcs.store_values import NO_RESTART_LEFT
+from regrow.messages import failure_decoder
+
+_ACTOR = """
+SELECT a.state, a.job, a.node_id, a.incarnation, a.error, j.part
+FROM regrow.actors a JOIN regrow.jobs j ON j.job = a.job
+WHERE a.actor_id = :actor_id FOR UPDATE OF a
+"""
+#: Against its fencing, which locks the row for itself.
+_TARGET = """
+SELECT 1 FROM regrow.nodes WHERE node_id = :node_id AND incarnation = :incarnation AND alive
+FOR SHARE
+"""
+_CHECKPOINT = """
+SELECT actor_seq, object_id, custom FROM regrow.checkpoints WHERE actor_id = :actor_id
+ORDER BY actor_seq DESC LIMIT 1
+"""
+_MOVE = """
+UPDATE regrow.actors SET node_id = :node_id, incarnation = :incarnation WHERE actor_id = :actor_id
+"""
+#: What it executed: calls that failed before they reached it have no place in its order.
+_EXECUTED = """
+SELECT t.task_id FROM regrow.task_log t
+WHERE t.part = :part AND t.actor_id = :actor_id AND t.status IN (1, 2)
+    AND (t.kind = 1 OR t.actor_seq > :after)
+"""
+_CLOSE = f"""
+UPDATE regrow.rebuilds r SET finished_at = regrow.now()
+WHERE r.finished_at IS NULL AND r.task_id IN ({_EXECUTED})
+    AND (r.node_id, r.incarnation) <> (:node_id, :incarnation)
+"""
+_OPEN = f"""
+INSERT INTO regrow.rebuilds (task_id, attempt, node_id, incarnation, started_at)
+SELECT t.task_id,
+    t.attempt + 1 + (SELECT count(*) FROM regrow.rebuilds b WHERE b.task_id = t.task_id),
+    :node_id, :incarnation, regrow.now()
+FROM regrow.task_log t WHERE t.part = :part AND t.task_id IN ({_EXECUTED})
+ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
+"""
+_CALLS = f"""
+SELECT t.task_id, t.kind, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num_returns,
+    t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq
+FROM regrow.task_log t JOIN regrow.rebuilds r ON r.task_id = t.task_id AND r.finished_at IS NULL
+WHERE t.part = :part AND t.task_id IN ({_EXECUTED})
+ORDER BY t.kind, t.actor_seq
+"""
+
+
+def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
+    """The same target again is granted again: it may not have heard of it."""
+    rows = run(connection, _ACTOR, actor_id=op.actor_id)
+    if not rows:
+        return ActorRestored(False)
+    [actor] = rows
+    if actor.state == "dead":
+        error = NO_RESTART_LEFT if actor.error is None else failure_decoder.decode(actor.error)
+        return ActorRestored(False, actor.job, error=error)
+    home = (actor.node_id, actor.incarnation)
+    target = {"node_id": op.target[0], "incarnation": op.target[1]}
+    if actor.state != "restarting" or home not in (op.home, op.target):
+        return ActorRestored(False, actor.job)
+    if not run(connection, _TARGET, **target):
+        return ActorRestored(False, actor.job)
+    saved = run(connection, _CHECKPOINT, actor_id=op.actor_id)
+    after = saved[0].actor_seq if saved else 0
+    which = {"actor_id": op.actor_id, "part": actor.part, "after": after}
+    run(connection, _MOVE, actor_id=op.actor_id, **target)
+    run(connection, _CLOSE, **which, **target)
+    run(connection, _OPEN, **which, **target)
+    executed = run(connection, _CALLS, **which)
+    if not executed or executed[0].kind != 1:
+        return ActorRestored(False, actor.job)
+    objects = further_returns(connection, executed)
+    held = [
+        held_task(row, digests_of(row, objects) if row.status == 1 else [], row.status)
+        for row in executed
+    ]
+    return ActorRestored(
+        True,
+        actor.job,
+        held[0],
+        held[1:],
+        max(after, *(row.actor_seq for row in executed)),
+        functions_of(connection, executed[:1]),
+        saved[0].object_id if saved else b"",
+        after,
+        bool(saved and saved[0].custom),
+    )
