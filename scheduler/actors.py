@@ -50,7 +50,7 @@ RESTORING: Final = 4
 _REPLAY: Final = b""
 
 #: Dead actors that are remembered: an answer that names them may be on the way.
-DEAD_REMEMBERED: Final = 1000
+_DEAD_REMEMBERED: Final = 1000
 
 
 class Actor:
@@ -307,7 +307,7 @@ class ActorTable:
         actor.state = DEAD
         actor.error = error
         self._dead[actor.actor_id] = None
-        if len(self._dead) > DEAD_REMEMBERED:
+        if len(self._dead) > _DEAD_REMEMBERED:
             del self._dead[next(iter(self._dead))]
         self._core.checkpointer.forget(actor)
         worker, actor.worker = actor.worker, None

@@ -33,10 +33,9 @@ def constants(module: ModuleType) -> set[str]:
 def checked(table: str, column: str) -> set[str]:
     """The words that the schema allows in a column."""
     made = schema.offline_sql()
-    body = made[made.index(f"CREATE TABLE regrow.{table} (") :]
-    found = re.search(rf"CHECK \({column} IN \((.*?)\)\)", body)
-    assert found is not None
-    return set(re.findall(r"'(\w+)'", found[1]))
+    statements = re.findall(rf"(?:CREATE|ALTER) TABLE regrow\.{table}\b.*?;\n", made, re.S)
+    found = re.findall(rf"CHECK \({column} IN \((.*?)\)\)", "".join(statements))
+    return set(re.findall(r"'(\w+)'", found[-1]))  # a later migration counts
 
 
 def cased(expression: str) -> set[str]:
