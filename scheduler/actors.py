@@ -49,9 +49,6 @@ RESTORING: Final = 4
 #: In place of a caller: the calls that run again.
 _REPLAY: Final = b""
 
-#: Dead actors that are remembered: an answer that names them may be on the way.
-_DEAD_REMEMBERED: Final = 1000
-
 
 class Actor:
     """An actor that something on this node calls, or that lives here."""
@@ -90,6 +87,9 @@ class Actor:
 
 class ActorTable:
     """See the module."""
+
+    #: Dead actors that are remembered: an answer that names them may be on the way.
+    _dead_max = 1000
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -307,7 +307,7 @@ class ActorTable:
         actor.state = DEAD
         actor.error = error
         self._dead[actor.actor_id] = None
-        if len(self._dead) > _DEAD_REMEMBERED:
+        if len(self._dead) > self._dead_max:
             del self._dead[next(iter(self._dead))]
         self._core.checkpointer.forget(actor)
         worker, actor.worker = actor.worker, None
