@@ -18,7 +18,17 @@ SEEDS = 40
 RARE = {
     "Task, on a node": set[tuple[str, str]](),
     "Object, a copy on a node": {("RESTORING", "SPILLED")},
-    "Actor, on a node": {("PENDING", "AWAY"), ("AWAY", "DEAD")},
+    "Actor, on a node": {
+        ("PENDING", "AWAY"),
+        ("AWAY", "DEAD"),
+        # Actors that restart are not simulated yet.
+        ("HERE", "PENDING"),
+        ("AWAY", "PENDING"),
+        ("PENDING", "RESTORING"),
+        ("RESTORING", "PENDING"),
+        ("RESTORING", "HERE"),
+        ("RESTORING", "DEAD"),
+    },
 }
 
 
