@@ -19,15 +19,18 @@ from tests.unit.state_diagrams import OUTSIDE, PAGE, Diagram, diagrams
 
 
 def constants(module: ModuleType) -> set[str]:
-    """The module's own ``NAME: Final = number``."""
-    return {
-        node.target.id
-        for node in ast.parse(inspect.getsource(module)).body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and isinstance(node.value, ast.Constant)
-        and type(node.value.value) is int
-    }
+    """The module's own ``NAME: Final = number``, counted from 0: other numbers are no states."""
+    found: list[str] = []
+    for node in ast.parse(inspect.getsource(module)).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.value, ast.Constant)
+            and type(node.value.value) is int
+            and node.value.value == len(found)
+        ):
+            found.append(node.target.id)
+    return set(found)
 
 
 def checked(table: str, column: str) -> set[str]:
