@@ -372,6 +372,9 @@ class Client:
         """The link broke: drivers look for another node, workers end."""
         raise NotImplementedError
 
+    def unsent(self) -> None:
+        """``disconnected`` follows, from whoever reads."""
+
     def failed(self, error: Exception) -> None:
         self.give_up(RaySystemError(f"a message of the node could not be handled: {error!r}"))
         raise error

@@ -73,6 +73,9 @@ class Peer(Protocol):
     def disconnected(self) -> bool:
         """The connection broke. True: it was made anew (``attach``); False: there is none."""
 
+    def unsent(self) -> None:
+        """Something could not be sent."""
+
     def failed(self, error: Exception) -> None:
         """Handling a message raised: an error of ours. Nothing is read any more."""
 
@@ -279,7 +282,7 @@ class Link:
         except OSError:
             # The reading thread sees the end of the connection too and makes a new one, over which
             # the submissions are sent again and everything else is told anew.
-            return
+            self._peer.unsent()
 
     # --- the window -------------------------------------------------------------------------------
 

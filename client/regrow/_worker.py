@@ -95,6 +95,11 @@ class Worker(Client):
     def disconnected(self) -> bool:
         os._exit(0)
 
+    def unsent(self) -> None:
+        # Who reads may never see the end: a program that closes all descriptors leaves the thread
+        # that waits at the connection waiting, and its node, too.
+        os._exit(0)
+
     def failed(self, error: Exception) -> None:
         sys.excepthook(type(error), error, error.__traceback__)
         os._exit(1)

@@ -376,7 +376,7 @@ def test_whatever_a_task_raises_is_an_error_of_that_task(running: Cluster, kind:
 
     holder = ray.remote(Holder).remote()
     if kind in ("SystemExit", "sys.exit"):  # as in Ray, that ends an actor
-        with pytest.raises(ActorDiedError, match="sys.exit"):
+        with pytest.raises(ActorDiedError, match=r"sys\.exit"):
             ray.get(holder.run.remote(kind), timeout=30)
         return
     with pytest.raises(RayTaskError):
