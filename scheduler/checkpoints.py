@@ -12,9 +12,10 @@ The two newest checkpoints of an actor are kept: one that cannot be read falls b
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from regrow.ids import object_id
+from regrow.ids import is_put, object_id
 from regrow.messages import Checkpoint, TaskDone
 from regrow.scheduler import events
 from regrow.scheduler.objects import Entry
@@ -74,14 +75,31 @@ class Checkpointer:
         if entry.stored or oid in checkpoints.storing or entry.key is None:
             return
         checkpoints.storing.add(oid)
-        entry.pins += 1
 
         def stored(event: events.Stored) -> None:
             checkpoints.storing.discard(oid)
-            self._core.objects.unpin((oid,))
             self._stored(actor, oid, bool(event.path))
 
-        self._core.transport.store_bytes(entry, stored, self._core.config.storage_retry_s)
+        self._store(entry, stored)
+
+    def keep_arguments(self, task: Task) -> None:
+        """What its caller put for a call goes to storage at once, whoever lets go of it: the call
+        may have to run again, and no task makes a driver's put again."""
+        header = task.header
+        for oid in (*header.deps, *header.nested):
+            entry = self._core.objects.entries.get(oid)
+            if is_put(oid) and entry is not None and entry.key is not None and not entry.stored:
+                self._store(entry, lambda _: None)
+
+    def _store(self, entry: Entry, then: Callable[[events.Stored], None]) -> None:
+        core, oid = self._core, entry.object_id
+        entry.pins += 1
+
+        def stored(event: events.Stored) -> None:
+            core.objects.unpin((oid,))
+            then(event)
+
+        core.transport.store_bytes(entry, stored, core.config.storage_retry_s)
 
     def keep_result(self, task: Task, entry: Entry) -> None:
         """A large result of one of its calls."""

@@ -262,6 +262,8 @@ class TaskTable:
             core.actors.announced(task)
         elif kind == ACTOR_CALL:
             core.actors.pin(header.actor_id)
+        if header.flags & RECOVERABLE and (header.deps or header.nested):
+            core.checkpointer.keep_arguments(task)
         self._resolve(task)
 
     def _admit_again(self, header: TaskHeader, client: int) -> None:

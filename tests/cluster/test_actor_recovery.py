@@ -154,6 +154,25 @@ def test_large_results_come_back_with_their_actor(pair: Cluster, tmp_path: Path)
         assert np.array_equal(ray.get(ref, timeout=60), np.full(30_000, value))
 
 
+def test_large_arguments_are_there_when_the_calls_run_again(pair: Cluster, tmp_path: Path) -> None:
+    class Sum:
+        def __init__(self) -> None:
+            self.total = 0.0
+
+        def push(self, array: Any) -> float:
+            self.total = self.total * 2 + float(array.sum())
+            return self.total
+
+    made = ray.remote(Sum).options(max_restarts=-1, resources={"away": 1})
+    summing = made.remote()
+    values = [ray.get(summing.push.remote(np.full(50_000, i)), timeout=30) for i in range(4)]
+    [[home]] = rows(pair.home, "SELECT node_id FROM regrow.actors")
+    stored = "SELECT count(*) FROM regrow.stored_objects"
+    wait_until(lambda: rows(pair.home, stored)[0][0] == 4, "they are stored, though let go of", 30)
+    kill_node(pair, int(home))
+    assert ray.get(summing.push.remote(np.ones(2)), timeout=60) == values[-1] * 2 + 2
+
+
 def test_a_call_that_kills_its_process_is_tried_again_and_then_skipped(
     pair: Cluster, tmp_path: Path
 ) -> None:
