@@ -62,6 +62,8 @@ class Options(msgspec.Struct, frozen=True):
     storage: str
     #: Empty: the embedded server.
     postgres_url: str
+    #: Another leads, and may go on for long.
+    standby: bool = False
 
 
 def parse_options(arguments: list[str]) -> Options:
@@ -71,6 +73,7 @@ def parse_options(arguments: list[str]) -> Options:
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
     parser.add_argument("--ephemeral", action="store_true", help="end with the last job")
     parser.add_argument("--storage", default="", metavar="URI", help="default: HOME/storage")
+    parser.add_argument("--standby", action="store_true", help="take over when the leader is gone")
     given = parser.parse_args(arguments)
     host, colon, port = given.listen.rpartition(":")
     if not colon or not port.isdigit():
@@ -83,6 +86,7 @@ def parse_options(arguments: list[str]) -> Options:
         given.ephemeral,
         given.storage or str(home / "storage"),
         libpq_url(os.environ.get("REGROW_POSTGRES", "")),
+        given.standby,
     )
 
 
@@ -191,6 +195,8 @@ async def _keep_postgres(options: Options, service: ControlStore) -> None:
 
 async def _listen(service: ControlStore, options: Options) -> str:
     """On the port of last time if that is free: nodes that outlived a control store look there."""
+    if options.standby:  # the port of last time is the leader's
+        return await service.start(options.host, 0)
     ports = [options.port] if options.port else [_last_port(options.home), 0]
     for port in ports[:-1]:
         with contextlib.suppress(OSError):

@@ -21,6 +21,10 @@ from regrow._home import GcsFile, NodeFile, Presence
 from regrow.exceptions import ClusterConnectionError, RaySystemError, UnsupportedOptionError
 
 START_TIMEOUT_S = 60.0
+#: A standby that ends at once, because it cannot use Postgres, does so within this.
+STANDBY_WATCH_S = 2.0
+#: A standby takes over within this, where there is one.
+TAKE_OVER_S = 6.0
 #: How long a node and the control store may take to stop in good order.
 STOP_GRACE_S = 5.0
 #: How long a cluster whose last driver left may take to begin to end by itself. One whose driver
@@ -206,6 +210,36 @@ def start_head(
         )
 
 
+def start_standby(home: Path, postgres: str | None = None) -> Daemon:
+    """Start a control store beside the one of this home, which takes over when that is gone.
+
+    Raises ClusterConnectionError if none runs here, or one that ends with its last driver.
+    """
+    with _home.start_lock(home, START_TIMEOUT_S):
+        gcs, leader = _home.read_gcs(home), _find_gcs(home)
+        if gcs is None or leader is None:
+            raise ClusterConnectionError(
+                f"no control store runs in {home}; start one with `regrow start --head`. A standby "
+                "shares the folder of the cluster with it"
+            )
+        if leader.ephemeral:
+            raise ClusterConnectionError(
+                f"the cluster in {home} ends with its last driver, so it has no standby; start one "
+                "that stays with `regrow start --head`"
+            )
+        named = postgres or os.environ.get("REGROW_POSTGRES") or None
+        if named is None and _home.remembered_database(home):
+            named = gcs.postgres_url
+        host = gcs.address.rpartition(":")[0]
+        standby = _daemons.start_standby(home, named, gcs.storage, host)
+        with _ending_on_error([standby]):
+            deadline = time.monotonic() + STANDBY_WATCH_S
+            while time.monotonic() < deadline:
+                standby.check()
+                time.sleep(_daemons.POLL_INTERVAL_S)
+        return standby
+
+
 def start_node(
     home: Path, options: NodeOptions, *, node_id: int = 0, postgres: str | None = None
 ) -> NodeDaemon:
@@ -311,6 +345,10 @@ def _inspect(home: Path) -> Cluster:
     if gcs is not None and gcs.ephemeral and not _home.has_drivers(home):
         _end_abandoned(home)
     cluster = look(home)
+    deadline = time.monotonic() + TAKE_OVER_S
+    while cluster.gcs is None and _standbys(home) and time.monotonic() < deadline:
+        time.sleep(_daemons.POLL_INTERVAL_S)
+        cluster = look(home)
     if cluster.gcs is None:
         strays = [found.pid for found in _daemons.find(home) if found.module == _daemons.GCS_MODULE]
         _daemons.kill_sessions(strays)  # whoever started it was killed before it was ready
@@ -321,6 +359,10 @@ def _inspect(home: Path) -> Cluster:
             _daemons.kill_sessions(_daemons.orphans(home, [node.pid]))
             _home.remove_node_files(home, node)
     return cluster
+
+
+def _standbys(home: Path) -> list[_daemons.Found]:
+    return [found for found in _daemons.find(home) if found.standby]
 
 
 def _find_gcs(home: Path) -> _daemons.Found | None:

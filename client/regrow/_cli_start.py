@@ -37,6 +37,7 @@ class Asked:
     options: NodeOptions
     port: int
     block: bool
+    gcs_standby: bool = False
 
 
 def node_options(
@@ -96,6 +97,13 @@ def start(asked: Asked) -> None:
 
     Raises typer.BadParameter, ClusterConnectionError.
     """
+    if asked.gcs_standby:
+        if asked.head or asked.address is not None or asked.block:
+            raise typer.BadParameter(
+                "it goes alone, in the home of a cluster that runs", param_hint="--gcs-standby"
+            )
+        _start_standby(_postgres(asked))
+        return
     if asked.head == (asked.address is not None):
         raise typer.BadParameter(
             "give either --head, for a new cluster, or --address, to join one", param_hint="start"
@@ -154,6 +162,12 @@ def _start_head(asked: Asked, postgres: str | None) -> None:
     if stopping is not None and session.daemon is not None:
         _block(session.daemon, stopping)
         _bootstrap.stop(home)
+
+
+def _start_standby(postgres: str | None) -> None:
+    home = Path(os.path.realpath(config.home()))
+    standby = _bootstrap.start_standby(home, postgres)
+    print(f"A standby of the control store of the cluster in {home} runs (pid {standby.pid}).")
 
 
 def _join(asked: Asked, postgres: str | None) -> None:

@@ -161,6 +161,14 @@ def start_gcs(
     return Daemon("control store", process, log, start)
 
 
+def start_standby(home: Path, postgres: str | None, storage: str, host: str) -> Daemon:
+    """Start a control store that takes over when the one that leads is gone."""
+    command = [*PYTHON, GCS_MODULE, "--home", str(home), "--listen", f"{host}:0", "--standby"]
+    log = _home.log_path(home, "gcs-standby")
+    process, start = _spawn([*command, "--storage", storage], _environment(home, postgres), log)
+    return Daemon("standby of the control store", process, log, start)
+
+
 def start_node(
     home: Path,
     options: NodeOptions,
@@ -241,6 +249,11 @@ class Found:
     pid: int
     module: str
     arguments: tuple[str, ...]
+
+    @property
+    def standby(self) -> bool:
+        """A control store that was started to take over from another; it may lead by now."""
+        return "--standby" in self.arguments
 
     @property
     def ephemeral(self) -> bool:

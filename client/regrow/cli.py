@@ -129,14 +129,22 @@ def start(
     block: Annotated[
         bool, typer.Option("--block", help="Stay until stopped; then stop what was started.")
     ] = False,
+    gcs_standby: Annotated[
+        bool,
+        typer.Option(
+            "--gcs-standby",
+            help="Start a second control store in this home, which takes over if the first dies.",
+        ),
+    ] = False,
 ) -> None:
-    """Start a cluster, or one more node of it.
+    """Start a cluster, one more node of it, or a standby of its control store.
 
     \b
     Examples:
       regrow start --head
       regrow start --head --num-cpus 4 --object-store-memory 2GB --block
       regrow start --address ~/.regrow --resources '{"disk": 1}'
+      regrow start --gcs-standby
       REGROW_POSTGRES=postgresql://me:secret@db/work regrow start --head
     """
     from regrow import _cli_start
@@ -153,6 +161,7 @@ def start(
             ),
             port=port,
             block=block,
+            gcs_standby=gcs_standby,
         )
     )
 

@@ -218,6 +218,47 @@ def test_the_driver_is_told_that_the_control_store_is_away_and_what_to_do(
                 ray.get_actor("x")
 
 
+def test_a_standby_takes_over_and_no_task_fails(tmp_path: Path) -> None:
+    with driver_on_a_node(num_cpus=1) as cluster:
+        cluster.add_node(num_cpus=1, resources={"away": 1})
+        cluster.wait_for_nodes()
+        path = tmp_path / "runs"
+        pid = start_standby(cluster)
+        refs = submit_until_some_are_done(cluster, path)
+        psutil.Process(int(gcs_field(cluster, "pid"))).kill()
+        # Names are given by the control store: this waits for the next.
+        named = ray.remote(Named).options(name="counter").remote()
+        assert ray.get(named.add.remote(2), timeout=30) == 2
+        assert int(gcs_field(cluster, "pid")) == pid, "the standby leads"
+        there = [step.options(resources={"away": 0.1}).remote(str(path), 1) for _ in range(20)]
+        assert ray.get(there, timeout=30) == [3] * 20
+        assert ray.get(refs, timeout=60) == [i * 3 for i in range(TASKS)]
+        failed = "SELECT count(*) FROM regrow.task_log WHERE status <> 1"
+        assert rows(cluster.home, failed)[0][0] == 0
+        assert rows(cluster.home, "SELECT bool_and(alive) FROM regrow.nodes")[0][0]
+        assert ray.get(ray.get_actor("counter").add.remote(3), timeout=30) == 5
+
+
+class Named:
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, amount: int) -> int:
+        self.value += amount
+        return self.value
+
+
+def start_standby(cluster: Cluster) -> int:
+    """Its pid."""
+    done = subprocess.run(
+        [sys.executable, "-m", "regrow.cli", "start", "--gcs-standby"],
+        env={**os.environ, "REGROW_HOME": str(cluster.home)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.rpartition("pid ")[2].split(")")[0])
+
+
 def gcs_field(cluster: Cluster, name: str) -> Any:
     import json
 
