@@ -12,7 +12,7 @@ ALTER TABLE regrow.actors ADD CONSTRAINT actors_state_check
 CREATE INDEX actors_restarting ON regrow.actors (node_id, incarnation) WHERE state = 'restarting';
 CREATE FUNCTION regrow.may_restart(a regrow.actors) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT a.state IN ('alive', 'restarting')
-        AND (a.max_restarts < 0 OR a.restarts < a.max_restarts)
+        AND (coalesce(a.max_restarts, 0) < 0 OR a.restarts < coalesce(a.max_restarts, 0))
         AND EXISTS (SELECT FROM regrow.jobs j WHERE j.job = a.job AND j.status = 'running')
 $$;
 COMMENT ON FUNCTION regrow.may_restart(regrow.actors) IS
