@@ -129,7 +129,7 @@ class SimLog:
             self.stored.put(object_id, path)
         for actor_id, job, alive, error in {a[0]: a for a in batch.actors}.values():
             self._actor(key, actor_id, job, alive, error)
-        for actor_id, seq, oid, custom in batch.checkpoints:
+        for actor_id, seq, oid, custom in {c[:2]: c for c in batch.checkpoints}.values():
             self._checkpoint(actor_id, seq, oid, custom)
         for event in batch.events:
             self.events.put(len(self.events) + 1, (key, event))
@@ -208,16 +208,18 @@ class SimLog:
         if not row.function_id and creation is not None:
             row = replace(row, function_id=creation.header.function_id)
         if row.state != "dead":
-            entry = self.jobs.get(job)
-            runs = entry is not None and entry.status == "running"
-            state = "alive" if alive and runs else "dead"
-            if state == "dead" and error is None and runs and row.may_restart:
+            state = "alive" if alive and self._runs(job) else "dead"
+            if state == "dead" and error is None and self._runs(row.job) and row.may_restart:
                 row = replace(row, restarts=row.restarts + 1)
                 state = "restarting"
             row = replace(row, state=state, node=key, error=error)
         if row.max_restarts is None and creation is not None:
             row = replace(row, max_restarts=creation.header.max_retries)
         self.actors.put(actor_id, row)
+
+    def _runs(self, job: int) -> bool:
+        entry = self.jobs.get(job)
+        return entry is not None and entry.status == "running"
 
     def _checkpoint(self, actor_id: bytes, seq: int, oid: bytes, custom: bool) -> None:
         """The two newest are kept; without an object it is taken back."""

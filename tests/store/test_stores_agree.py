@@ -7,6 +7,7 @@ are compared. Examples are derived from the test, so that a run is the same each
 
 from __future__ import annotations
 
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -62,9 +63,9 @@ class Player:
             return self.append(r)
         makers = [
             self.register, self.fence, self.sweep, self.left, self.end_job, self.reserve,
-            self.grant, self.lineage, self.lead, self.reads,
+            self.grant, self.lineage, self.lead, self.reads, self.restore,
         ]  # fmt: skip
-        weights = [3, 2, 2, 1, 1, 2, 4, 3, 1, 6]
+        weights = [3, 2, 2, 1, 1, 2, 4, 3, 1, 6, 4]
         return r.choices(makers, weights)[0](r)
 
     # operations of the control store
@@ -93,6 +94,9 @@ class Player:
 
     def grant(self, r: Random) -> ops.Operation:
         return ops.GrantRebuilds(self.epoch, r.sample(TASKS, 4), self.node(r))
+
+    def restore(self, r: Random) -> ops.Operation:
+        return ops.RestoreActor(self.epoch, ACTOR, self.node(r), self.node(r))
 
     def lineage(self, r: Random) -> ops.Operation:
         return ops.ReadLineage(r.sample(TASKS, 2), r.choice([1, 2, 200]), r.choice([1, 5000]))
@@ -128,7 +132,8 @@ class Player:
             holders=[self.holder(r) for _ in range(r.choice([0, 0, 0, 1, 2]))],
             puts=[self.put(r) for _ in range(r.choice([0, 0, 1]))],
             stored=[self.stored(r) for _ in range(r.choice([0, 0, 1]))],
-            actors=[self.actor(r) for _ in range(r.choice([0, 0, 0, 1]))],
+            actors=[self.actor(r) for _ in range(r.choice([0, 0, 1]))],
+            checkpoints=[self.checkpoint(r) for _ in range(r.choice([0, 0, 1, 2]))],
             events=[ops.Event("kind", b"s", str(r.randrange(9)))][: r.randrange(2)],
             rebuilt=[(r.choice(TASKS), r.random() < 0.5) for _ in range(r.choice([0, 0, 1]))],
         )
@@ -157,15 +162,14 @@ class Player:
         """Mostly the same for a task each time, so that conflicts are the exception."""
         place = TASKS.index(task_id)
         salt = b"x" if r.random() < 0.1 else b"d"
-        status = OK if place < 6 else (TASK_ERROR, SYSTEM_ERROR, OK, OK)[place - 6]
+        status = OK if place < 7 else (TASK_ERROR, SYSTEM_ERROR, OK)[place - 7]
+        seq = place - 6 if place > 6 and status != SYSTEM_ERROR else 0
         if status != OK:
             returns = [Return(len(FAILURE), b"", FAILURE)]
-            return Outcome(task_id, r.randint(1, 3), status, returns, error="why")
+            return Outcome(task_id, r.randint(1, 3), status, returns, 0, seq, "why")
         made = Return(3, salt * 16, b"abc") if place % 3 else Return(10_000, salt * 16, None)
         returns = [made] * (1 + place % 2)
-        return Outcome(
-            task_id, r.randint(1, 3), OK, returns, 5, actor_seq=place if place > 5 else 0
-        )
+        return Outcome(task_id, r.randint(1, 3), OK, returns, 5, actor_seq=seq)
 
     def holder(self, r: Random) -> ops.NewHolder:
         return ops.NewHolder(r.choice(TASKS), r.randint(1, 3), self.node(r))
@@ -182,8 +186,12 @@ class Player:
 
     def actor(self, r: Random) -> tuple[bytes, int, bool, SystemFailure | None]:
         alive = r.random() < 0.6
-        error = None if alive else SystemFailure("actor_died", "killed")
-        return r.choice([ACTOR, TASKS[-1]]), r.choice(self.jobs), alive, error
+        error = None if alive or r.random() < 0.6 else SystemFailure("actor_died", "killed")
+        return r.choice([ACTOR, ACTOR, ACTOR, TASKS[-1]]), r.choice([1, 1, 1, 2]), alive, error
+
+    def checkpoint(self, r: Random) -> tuple[bytes, int, bytes, bool]:
+        saved = r.choice([PUTS[0], PUTS[3], b""])
+        return ACTOR, r.randrange(4), saved, bool(saved) and r.random() < 0.5
 
     def learn(self, op: ops.Operation | Append, answer: Any) -> None:
         """Remembers what later operations need."""
@@ -194,6 +202,15 @@ class Player:
         elif isinstance(op, Append) and answer.verdict == ops.APPLIED:
             key = (op.node, op.incarnation)
             self.batches[key] = max(self.batches.get(key, 0), op.number)
+
+
+def an_actor_lives() -> Append:
+    """On the first node, before anything else happens."""
+    player, home = Player(), (1, 1)
+    drawn = (player.submitted(Random(n), home) for n in count())
+    creation = next(s for s in drawn if s.header.task_id == ACTOR and s.outcome is not None)
+    creation = replace(creation, holder=home)
+    return Append(*home, 1, Batch(submitted=[creation], actors=[(ACTOR, 1, True, None)]))
 
 
 def act(world: PostgresWorld | SimWorld, op: ops.Operation | Append) -> Any:
@@ -226,6 +243,7 @@ def test_both_stores_answer_alike(postgres_world: PostgresWorld, draws: list[int
         *(ops.CreateJob(1, root, "main.py", 7) for root in ROOTS),
         *(ops.RegisterNode(1, replace(view(), port=n), TTL_S) for n in range(3)),
     ]
+    opening.append(an_actor_lives())
     for op in [*opening, *draws]:
         made = player.operation(op) if isinstance(op, int) else op
         answers = [act(world, made) for world in worlds]

@@ -94,8 +94,10 @@ class PostgresWorld:
             "puts": "SELECT object_id, digest FROM regrow.object_log"
             " WHERE get_byte(object_id, 16) >= 128 ORDER BY object_id",
             "stored": "SELECT object_id, path FROM regrow.stored_objects ORDER BY object_id",
-            "actors": "SELECT actor_id, job, state, coalesce(name, ''), namespace FROM"
-            " regrow.actors ORDER BY actor_id",
+            "actors": "SELECT actor_id, job, state, coalesce(name, ''), namespace, max_restarts,"
+            " restarts, coalesce(node_id, 0) FROM regrow.actors ORDER BY actor_id",
+            "checkpoints": "SELECT actor_id, actor_seq, object_id, custom FROM regrow.checkpoints"
+            " ORDER BY actor_id, actor_seq",
             "jobs": "SELECT job, status FROM regrow.jobs ORDER BY job",
             "rebuilds": "SELECT task_id, attempt, node_id, incarnation, finished_at IS NULL,"
             " differs FROM regrow.rebuilds ORDER BY task_id, attempt",
@@ -110,8 +112,8 @@ class PostgresWorld:
         self.close_logs()
         self.sql.execute(
             "TRUNCATE regrow.jobs, regrow.functions, regrow.nodes, regrow.task_log,"
-            " regrow.object_log, regrow.stored_objects, regrow.actors, regrow.rebuilds,"
-            " regrow.events RESTART IDENTITY"
+            " regrow.object_log, regrow.stored_objects, regrow.actors, regrow.checkpoints,"
+            " regrow.rebuilds, regrow.events RESTART IDENTITY"
         )
         self.sql.execute("ALTER SEQUENCE regrow.node_ids RESTART")
         self._offset_s = 0.0
@@ -156,7 +158,13 @@ class SimWorld:
             "puts": [(key, row.value.digest or None) for key, row in sorted(s.puts.items())],
             "stored": sorted(s.stored.items()),
             "actors": [
-                (key, a.job, a.state, a.name, a.namespace) for key, a in sorted(s.actors.items())
+                (key, a.job, a.state, a.name, a.namespace, a.max_restarts, a.restarts, a.node[0])
+                for key, a in sorted(s.actors.items())
+            ],
+            "checkpoints": [
+                (key, seq, *state)
+                for key, saved in sorted(s.checkpoints.items())
+                for seq, state in sorted(saved.items())
             ],
             "jobs": [(job, row.status) for job, row in sorted(s.jobs.items())],
             "rebuilds": sorted(
