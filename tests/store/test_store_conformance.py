@@ -18,7 +18,7 @@ from regrow.gcs.operations import (
     Submitted,
 )
 from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
-from regrow.ids import object_id
+from regrow.ids import object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
@@ -690,6 +690,31 @@ def test_an_actor_that_may_restart_is_given_away_with_what_it_executed_in_order(
     cluster.log(two, Batch(actors=[(actor_id, cluster.job, True, None)]))
     assert cluster.do(ops.ReadActor(actor_id)).state == "alive"
     assert not restore(cluster, actor_id, one, two).granted, "it is back"
+
+
+def test_calls_before_the_newest_checkpoint_are_not_given_away(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster, max_restarts=-1)
+    one, two = cluster.nodes
+    calls = [called(cluster, actor_id, seq) for seq in range(1, 7)]
+    states = [put_object_id(cluster.new_id()) for _ in range(3)]
+    saved = [(actor_id, seq, state, seq == 4) for seq, state in zip((2, 3, 4), states, strict=True)]
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=calls, checkpoints=saved))
+    cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+
+    def ran(restored: ops.ActorRestored) -> list[bytes]:
+        return [header_decoder.decode(held.spec).task_id for held in restored.calls]
+
+    newest = restore(cluster, actor_id, one, two)
+    assert (newest.checkpoint, newest.checkpoint_seq, newest.custom) == (states[2], 4, True)
+    assert ran(newest) == [call.header.task_id for call in calls[4:]]
+    assert newest.last_seq == 6
+    # It turns out to be unreadable: the one before is there; the oldest is not kept.
+    cluster.log(two, Batch(checkpoints=[(actor_id, 4, b"", False)]))
+    before = restore(cluster, actor_id, one, two)
+    assert (before.checkpoint, before.checkpoint_seq, before.custom) == (states[1], 3, False)
+    assert ran(before) == [call.header.task_id for call in calls[3:]]
+    cluster.log(two, Batch(checkpoints=[(actor_id, 3, b"", False)]))
+    assert len(ran(restore(cluster, actor_id, one, two))) == 6, "from the beginning"
 
 
 def test_two_nodes_never_restore_one_actor(cluster: Cluster) -> None:

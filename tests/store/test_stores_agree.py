@@ -238,7 +238,7 @@ def test_both_stores_answer_alike(postgres_world: PostgresWorld, draws: list[int
     postgres_world.clear()
     worlds: list[PostgresWorld | SimWorld] = [postgres_world, SimWorld()]
     player = Player()
-    opening: list[ops.Operation] = [
+    opening: list[ops.Operation | Append] = [
         ops.Lead("leader", 0, TTL_S),
         *(ops.CreateJob(1, root, "main.py", 7) for root in ROOTS),
         *(ops.RegisterNode(1, replace(view(), port=n), TTL_S) for n in range(3)),
