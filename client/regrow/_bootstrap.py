@@ -249,8 +249,8 @@ def start_node(
     ``postgres`` may have the password that the cluster's own note of its server lacks. Raises
     ClusterConnectionError if there is no cluster, or its named server cannot be used.
     """
-    gcs = _home.read_gcs(home)
-    if gcs is None or (gcs.pid and _find_gcs(home) is None):
+    gcs = look(home).gcs
+    if gcs is None:
         raise _nothing_there(home, "")
     password = ""
     if _home.remembered_database(home):
@@ -327,11 +327,15 @@ class Cluster:
 
 
 def look(home: Path) -> Cluster:
-    """What lives in a home, without changing anything."""
-    gcs = _home.read_gcs(home)
-    if gcs is not None and gcs.pid:
-        found = _daemons.identify(gcs.pid, home)
-        gcs = gcs if found is not None and found.module == _daemons.GCS_MODULE else None
+    """What lives in a home, without changing anything.
+
+    Where the control store is gone and a standby is about to take over, once it has.
+    """
+    gcs = _living_gcs(home)
+    deadline = time.monotonic() + TAKE_OVER_S
+    while gcs is None and _standbys(home) and time.monotonic() < deadline:
+        time.sleep(_daemons.POLL_INTERVAL_S)
+        gcs = _living_gcs(home)
     nodes = [node for node in _home.read_nodes(home) if _home.accepts(node.socket)]
     return Cluster(home, gcs, nodes)
 
@@ -345,10 +349,6 @@ def _inspect(home: Path) -> Cluster:
     if gcs is not None and gcs.ephemeral and not _home.has_drivers(home):
         _end_abandoned(home)
     cluster = look(home)
-    deadline = time.monotonic() + TAKE_OVER_S
-    while cluster.gcs is None and _standbys(home) and time.monotonic() < deadline:
-        time.sleep(_daemons.POLL_INTERVAL_S)
-        cluster = look(home)
     if cluster.gcs is None:
         strays = [found.pid for found in _daemons.find(home) if found.module == _daemons.GCS_MODULE]
         _daemons.kill_sessions(strays)  # whoever started it was killed before it was ready
@@ -359,6 +359,15 @@ def _inspect(home: Path) -> Cluster:
             _daemons.kill_sessions(_daemons.orphans(home, [node.pid]))
             _home.remove_node_files(home, node)
     return cluster
+
+
+def _living_gcs(home: Path) -> GcsFile | None:
+    """The control store that is announced, unless it is dead; one on another machine may be."""
+    gcs = _home.read_gcs(home)
+    if gcs is None or not gcs.pid:
+        return gcs
+    found = _daemons.identify(gcs.pid, home)
+    return gcs if found is not None and found.module == _daemons.GCS_MODULE else None
 
 
 def _standbys(home: Path) -> list[_daemons.Found]:
