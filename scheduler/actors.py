@@ -474,6 +474,16 @@ class ActorTable:
             message = f"{creation.header.name} was killed before it was created"
             core.tasks.fail(creation, "actor_died", message)
 
+    def is_home_of(self, oid: bytes) -> bool:
+        """Whether the object stands for an actor that is back on this node, or about to be."""
+        actor = self.table.get(oid[:16])
+        return (
+            actor is not None
+            and oid[16:] == b"\0\0\0\0"
+            and actor.recoverable
+            and (actor.state in (HERE, RESTORING))
+        )
+
     def handles_gone(self, oid: bytes) -> None:
         """The object of an actor's creation is held by nobody: neither is the actor."""
         actor = self.table.get(oid[:16])

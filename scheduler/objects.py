@@ -356,7 +356,9 @@ class ObjectTable:
         """A peer tells of objects that this node expects from it."""
         for value in values:
             entry = self.entries.get(value.object_id)
-            if entry is None:
+            if entry is None or self._core.actors.is_home_of(value.object_id):
+                # Nobody here wants it; or an actor that it stands for came back to this node, which
+                # others used to hold for us: from now on this node holds it for them.
                 self._core.send_peer(node_id, PeerDrop([value.object_id]))
                 continue
             if value.data is None and value.status == OK and node_id not in entry.sources:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,9 @@ def process(path: Path) -> int:
 def home_of(cluster: Cluster, account: Any) -> int:
     """The node on which the actor lives."""
     ray.get(account.state.remote(), timeout=30)
-    [[node_id]] = rows(cluster.home, "SELECT node_id FROM regrow.actors")
-    return int(node_id)
+    actor_id = f"'\\x{account._ray_actor_id.hex()}'"
+    query = f"SELECT node_id FROM regrow.actors WHERE actor_id = {actor_id}"
+    return int(rows(cluster.home, query)[0][0])
 
 
 def kill_node(cluster: Cluster, node_id: int) -> None:
@@ -184,6 +186,33 @@ def test_a_call_that_kills_its_process_is_tried_again_and_then_skipped(
     assert ray.get(after, timeout=60) == 2 * 3 + 5
     with pytest.raises(RayError, match="3 times"):
         ray.get(doomed, timeout=30)
+
+
+def test_an_actor_that_comes_back_where_it_was_called_from_lives_on(tmp_path: Path) -> None:
+    """The node that called it held it elsewhere; then it is held there, for the driver."""
+
+    class Caller:
+        def ask(self, account: Any, amount: int) -> int:
+            return int(ray.get(account.add.remote(amount)))
+
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        cluster.connect()
+        first = cluster.add_node(num_cpus=1, resources={"away": 4, "caller": 1})
+        second = cluster.add_node(num_cpus=1, resources={"away": 4})
+        cluster.wait_for_nodes()
+        there = SimpleNamespace(node_id=str(second.node_id), soft=True)
+        made = ray.remote(Account).options(max_restarts=-1, resources={"away": 1})
+        account = made.options(scheduling_strategy=there).remote(str(tmp_path / "log"))
+        caller = ray.remote(Caller).options(resources={"caller": 1}).remote()
+        assert home_of(cluster, account) == second.node_id
+        assert ray.get(caller.ask.remote(account, 1), timeout=30) == 1
+        cluster.remove_node(second, allow_graceful=False)
+        assert ray.get(caller.ask.remote(account, 2), timeout=60) == 5
+        assert home_of(cluster, account) == first.node_id
+        ray.kill(caller)
+        for amount in range(20):  # its worker lets go of the handle meanwhile
+            ray.get(account.add.remote(amount), timeout=30)
+        assert ray.get(account.state.remote(), timeout=30)[1] == [1, 2, *range(20)]
 
 
 def test_an_actor_that_used_up_its_restarts_is_dead(pair: Cluster, tmp_path: Path) -> None:
