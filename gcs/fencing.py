@@ -73,8 +73,9 @@ class _Resuming(Continuation):
 
 
 class Fencing:
-    """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so, and ``swept``
-    after tasks with dead holders were reassigned."""
+    """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so; ``swept`` after
+    tasks with dead holders were reassigned; ``restarting`` with actors whose homes are dead, and
+    ``remind_restarts`` with those whose home may not know that it is to restore them."""
 
     def __init__(self, context: Context, membership: Membership) -> None:
         self._context = context
@@ -92,6 +93,7 @@ class Fencing:
         self.died: Callable[[Node, str, NodeFenced], None]
         self.swept: Callable[[], None]
         self.restarting: Callable[[list[RestartingActor]], None]
+        self.remind_restarts: Callable[[list[RestartingActor]], None]
         context.on(_Checking, self._leases_read)
         context.on(_Fencing, self._fenced)
         context.on(_Confirming, self._confirmed)
@@ -234,7 +236,7 @@ class Fencing:
         given: GivenRows = reply.result
         self._reminding.pop((then.node_id, then.incarnation), None)
         if given.restarting and self._members.is_alive(then.node_id, then.incarnation):
-            self.restarting(given.restarting)
+            self.remind_restarts(given.restarting)
         if given.tasks and self._members.is_alive(then.node_id, then.incarnation):
             self.hand_out({then.node_id: given.tasks}, given.functions)
 

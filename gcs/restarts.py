@@ -44,6 +44,11 @@ class Restarts:
             if known is None or known[0].home != actor.home or known[1] is None:
                 self._place(actor)
 
+    def remind(self, actors: list[RestartingActor]) -> None:
+        """Their home resumed its session: what it was told of them just before may be lost."""
+        for actor in actors:
+            self._place(actor)
+
     def _place(self, actor: RestartingActor) -> None:
         node = self._members.choose(actor.home[0], actor.resources or {})
         self._actors[actor.actor_id] = actor, node.key if node is not None else None

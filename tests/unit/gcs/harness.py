@@ -106,6 +106,8 @@ class FakeStore:
         self.reassigned: dict[int, list[HeldTask]] = {}
         self.actors_of: dict[int, list[tuple[bytes, int]]] = {}
         self.given: dict[int, list[HeldTask]] = {}
+        #: Actors that restart.
+        self.restarting: dict[bytes, ops.RestartingActor] = {}
         self.done: list[Operation] = []
 
     def large(self, number: int, needs: list[bytes] | None = None, **changes: object) -> bytes:
@@ -173,19 +175,36 @@ class FakeStore:
         if node.incarnation != op.incarnation or not node.alive or (only_expired and not expired):
             return ops.NodeFenced(False, {}, [])
         self.nodes[op.node_id] = msgspec.structs.replace(node, alive=False)
-        return ops.NodeFenced(True, self._take(), [], self.actors_of.get(op.node_id, []))
+        actors = self.actors_of.get(op.node_id, [])
+        return ops.NodeFenced(True, self._take(), [], actors, self._homeless())
 
     _NodeLeft = _Fence
 
     def _Sweep(self, op: ops.Sweep) -> Result:  # noqa: N802
-        return ops.NodeFenced(True, self._take(), [])
+        return ops.NodeFenced(True, self._take(), [], [], self._homeless())
+
+    def _homeless(self) -> list[ops.RestartingActor]:
+        return [actor for actor in self.restarting.values() if not self._lives(actor.home)]
+
+    def _lives(self, key: tuple[int, int]) -> bool:
+        node = self.nodes.get(key[0])
+        return node is not None and node.alive and node.incarnation == key[1]
+
+    def _RestoreActor(self, op: ops.RestoreActor) -> Result:  # noqa: N802
+        actor = self.restarting.get(op.actor_id)
+        if actor is None or actor.home not in (op.home, op.target) or not self._lives(op.target):
+            return ops.ActorRestored(False)
+        self.restarting[op.actor_id] = msgspec.structs.replace(actor, home=op.target)
+        return ops.ActorRestored(True, actor.job, held(op.actor_id), [held(tid(77))], 1)
 
     def _take(self) -> dict[int, list[HeldTask]]:
         taken, self.reassigned = self.reassigned, {}
         return taken
 
     def _ReadGiven(self, op: ops.ReadGiven) -> Result:  # noqa: N802
-        return ops.GivenRows(self.given.get(op.node_id, []), [])
+        home = (op.node_id, op.incarnation)
+        restarting = [actor for actor in self.restarting.values() if actor.home == home]
+        return ops.GivenRows(self.given.get(op.node_id, []), [], restarting)
 
     def _CreateJob(self, op: ops.CreateJob) -> Result:  # noqa: N802
         job = len(self.jobs) + 1
