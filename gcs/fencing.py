@@ -73,9 +73,9 @@ class _Resuming(Continuation):
 
 
 class Fencing:
-    """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so; ``swept`` after
-    tasks with dead holders were reassigned; ``restarting`` with actors whose homes are dead, and
-    ``remind_restarts`` with those whose home may not know that it is to restore them."""
+    """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so; ``swept``
+    after tasks with dead holders were reassigned; ``restarting`` with actors whose homes are dead,
+    and ``remind_restarts`` with those whose home may not know that it is to restore them."""
 
     def __init__(self, context: Context, membership: Membership) -> None:
         self._context = context
