@@ -55,7 +55,8 @@ class Actor:
 
     __slots__ = (
         "actor_id", "checkpoints", "error", "exiting", "finding", "job", "name", "node", "pinned",
-        "queues", "recoverable", "restoration", "returning", "seq", "state", "worker",
+        "queues", "recoverable", "restoration", "returning", "seq", "state",
+        "unblocked", "worker",
     )  # fmt: skip
 
     def __init__(self, actor_id: bytes, job: int, name: str) -> None:
@@ -81,6 +82,8 @@ class Actor:
         self.restoration: Restoration | None = None
         #: Calls that went to a home that is gone and have not come back: later ones wait for them.
         self.returning: set[bytes] = set()
+        #: The last of them has just come back.
+        self.unblocked = False
         #: Held by this node itself: who has handles is not known.
         self.pinned = False
 
@@ -181,7 +184,9 @@ class ActorTable:
         if actor is None:
             name = header.name.rpartition(".")[0]
             actor = self.table[header.actor_id] = Actor(header.actor_id, header.job, name)
-        actor.returning.discard(header.task_id)
+        if actor.returning:
+            actor.returning.discard(header.task_id)
+            actor.unblocked = not actor.returning
         if header.flags & RECOVERABLE:
             actor.recoverable = True
         created_here = header.actor_id in self._core.tasks.tasks
@@ -193,19 +198,34 @@ class ActorTable:
         queue = actor.queues.get(caller)
         if queue is None:
             queue = actor.queues[caller] = deque()
-        queue.append(task)
+        if queue and queue[-1].order > task.order and not task.rebuild:
+            # It comes back from a home that is gone; what was called after it waited meanwhile.
+            later = next(place for place, other in enumerate(queue) if other.order > task.order)
+            queue.insert(later, task)
+        else:
+            queue.append(task)
 
     def arguments_awaited(self, task: Task) -> None:
         """A call waits for its arguments: in vain, if its actor is dead."""
         actor = self.table.get(task.header.actor_id)
-        if actor is not None and actor.state == DEAD:
+        if actor is not None and actor.unblocked:
+            self._advance_all(actor)
+        elif actor is not None and actor.state == DEAD:
             self._advance(actor, task.header.parent_id)
 
     def arguments_known(self, task: Task) -> None:
         """A call's arguments have values: it leaves, if it is its turn."""
         actor = self.table.get(task.header.actor_id)
-        if actor is not None:
+        if actor is not None and actor.unblocked:
+            self._advance_all(actor)
+        elif actor is not None:
             self._advance(actor, _REPLAY if task.rebuild else task.header.parent_id)
+
+    def _advance_all(self, actor: Actor) -> None:
+        """Nothing is awaited from a home that is gone any longer: every caller goes on."""
+        actor.unblocked = False
+        for caller in list(actor.queues):
+            self._advance(actor, caller)
 
     def runnable(self, task: Task) -> None:
         """A call's bytes are here."""
@@ -285,8 +305,7 @@ class ActorTable:
     def _came_back(self, actor: Actor, task: Task) -> None:
         actor.returning.discard(task.header.task_id)
         if not actor.returning:
-            for caller in list(actor.queues):
-                self._advance(actor, caller)
+            self._advance_all(actor)
 
     def _fail(self, task: Task, actor: Actor) -> None:
         error = actor.error or SystemFailure("actor_died", f"the actor {actor.name} is dead")
@@ -357,8 +376,7 @@ class ActorTable:
         worker.in_flight.clear()
         actor.restoration = None
         core.checkpointer.forget(actor)
-        for queue in [actor.queues.pop(_REPLAY, ())]:
-            unfinished.extend(queue)
+        unfinished.extend(actor.queues.pop(_REPLAY, ()))
         self.returns(actor, PENDING)
         killer = next((task for task in unfinished if not task.rebuild), None)
         for task in reversed(unfinished):

@@ -71,7 +71,7 @@ class Task:
     __slots__ = (
         "attempt", "client", "digests", "ended", "gpus", "header", "holder",
         "infeasible_ms", "kills", "logged",
-        "missing", "node", "rebuild", "restore", "restored", "shape", "spec", "state",
+        "missing", "node", "order", "rebuild", "restore", "restored", "shape", "spec", "state",
         "submitter", "worker",
     )  # fmt: skip
 
@@ -91,6 +91,8 @@ class Task:
         #: The client here that submitted it; 0: none.
         self.client = 0
         self.worker: Worker | None = None
+        #: Its place among all that came to this node.
+        self.order = 0
         #: The node that runs it, while REMOTE.
         self.node = 0
         self.rebuild = False
@@ -127,6 +129,7 @@ class TaskTable:
         self._lookups: dict[int, list[tuple[int, TaskHeader, Raw]]] = {}
         self._looking_up: dict[bytes, int] = {}
         self._lookup_number = 0
+        self._order = 0
         self._without_function: dict[bytes, list[Task]] = {}
         self.infeasible: dict[bytes, Task] = {}
         #: Tasks that were spread: they take turns.
@@ -248,6 +251,8 @@ class TaskTable:
         shape = shape_of(header.resources, NOTHING if kind == ACTOR_CALL else ONE_CPU)
         task = Task(header, spec, shape, core.node_id, core.self_id)
         task.client = client
+        self._order += 1
+        task.order = self._order
         self.tasks[task_id] = task
         core.journal.submitted(task, client)
         entry = core.objects.entry
@@ -327,6 +332,8 @@ class TaskTable:
         else:
             shape = shape_of(header.resources, NOTHING if header.kind == ACTOR_CALL else ONE_CPU)
             task = Task(header, held.spec, shape, held.submitter, core.self_id)
+            self._order += 1
+            task.order = self._order
             self.tasks[task_id] = task
             if header.kind == ACTOR_CREATION:
                 core.actors.announced(task)

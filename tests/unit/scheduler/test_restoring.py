@@ -12,11 +12,16 @@ from regrow.messages import (
     OK,
     RECOVERABLE,
     SYSTEM_ERROR,
+    ActorAt,
     ActorHere,
     Checkpoint,
     Create,
     Done,
+    HandOver,
     HeldTask,
+    NodeDied,
+    Nodes,
+    Reassigned,
     RestoreActor,
     Return,
     Run,
@@ -30,7 +35,7 @@ from regrow.messages import (
 )
 from regrow.objectstore.layout import digest
 from regrow.scheduler import events
-from tests.unit.scheduler.harness import DRIVER, Harness, first
+from tests.unit.scheduler.harness import DRIVER, Harness, first, view
 
 STATE = put_object_id(b"s" * 16)
 BIG = 100_000
@@ -209,3 +214,34 @@ def test_a_checkpoint_waits_for_the_large_results_before_it() -> None:
     node.say(events.Stored(first(call), "other path"))
     node.commit_all()
     assert any(batch.checkpoints for batch in node.batches())
+
+
+def test_calls_that_come_back_from_a_dead_home_are_in_front_of_later_ones() -> None:
+    """In whatever order the control store gives them back."""
+    scene = Scene()
+    node, actor_id = scene.node, scene.creation.task_id
+    node.say(events.StoreSaid(Nodes([view(1), view(2), view(3)])))
+    early = [scene.call() for _ in range(3)]
+    node.submit(*early)
+    node.say(events.StoreSaid(ActorAt(0, actor_id, 2, True)))
+    node.commit_all()
+    assert handed_to(node, 2) == [call.task_id for call in early]
+    node.say(events.StoreSaid(NodeDied(2, 1, "killed")))
+    late, other = scene.call(), replace(scene.call(), parent_id=b"o" * 16)
+    node.submit(late, other)
+    node.say(events.StoreSaid(ActorAt(0, actor_id, 3, True)))
+    node.commit_all()
+    assert handed_to(node, 3) == [], "what was called before comes first"
+    back = [HeldTask(Raw(encode(call)), 2, 1) for call in reversed(early)]
+    node.say(events.StoreSaid(Reassigned(back[:1])))
+    node.say(events.StoreSaid(Reassigned(back[1:])))
+    node.commit_all()
+    handed = handed_to(node, 3)
+    assert [i for i in handed if i != other.task_id] == [c.task_id for c in [*early, late]]
+    assert other.task_id in handed, "the other caller goes on, too"
+
+
+def handed_to(node: Harness, node_id: int) -> list[bytes]:
+    sent = [e.message for e in node.of(events.ToPeer) if e.node_id == node_id]
+    handed = [task for message in sent if isinstance(message, HandOver) for task in message.tasks]
+    return [header_decoder.decode(task.spec).task_id for task in handed]
