@@ -55,6 +55,8 @@ class SimLog:
         #: Actor -> place of the last call -> (object, saved by the class itself).
         self.checkpoints: Table[bytes, dict[int, tuple[bytes, bool]]] = Table()
         self.rebuilds: Table[int, RebuildRow] = Table()
+        #: Cancelled tasks that a resumed job took out.
+        self.discarded: Table[bytes, int] = Table()
         #: (node and incarnation, event); the control store is node 0.
         self.events: Table[int, tuple[NodeKey, Event]] = Table()
 
@@ -175,6 +177,8 @@ class SimLog:
         if row is not None and row.status == PENDING and row.holder == key:
             ended = replace(row, attempt=outcome.attempt, status=outcome.status, outcome=outcome)
             self.put_task(task_id, ended)
+        elif row is None and task_id in self.discarded:
+            return
         elif row is None or not (row.status == CANCELLED or _same_outcome(row, outcome)):
             raise _Conflict(f"the outcome of task {task_id.hex()} contradicts the log")
 
@@ -184,9 +188,12 @@ class SimLog:
             moved = replace(row, holder=new.holder, attempt=new.attempt, given=0)
             self.put_task(new.task_id, moved)
             return
-        there = row is not None and (
-            row.status == CANCELLED
-            or (row.status, row.holder, row.attempt) == (PENDING, new.holder, new.attempt)
+        there = (row is None and new.task_id in self.discarded) or (
+            row is not None
+            and (
+                row.status == CANCELLED
+                or (row.status, row.holder, row.attempt) == (PENDING, new.holder, new.attempt)
+            )
         )
         if not there:
             raise _Conflict(f"task {new.task_id.hex()} is not held by node {key[0]} any more")

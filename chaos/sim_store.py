@@ -17,9 +17,9 @@ from regrow.chaos.sim_reads import SimReads, digests
 from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow
 from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
-from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED, NO_RESTART_LEFT
+from regrow.gcs.store_values import ACTOR_LOST, CANCELLED, JOB_ENDED, NO_RESTART_LEFT
 from regrow.ids import driver_task_id
-from regrow.messages import ACTOR_CREATION, OK, TASK_ERROR, HeldTask
+from regrow.messages import ACTOR_CALL, ACTOR_CREATION, OK, TASK_ERROR, HeldTask
 
 CLUSTER_ID: Final = b"simulated store."
 NO_STAMP: Final = 0
@@ -213,14 +213,89 @@ class SimStore(SimReads):
         self.jobs.put(job, JobEntry(op.job_root, driver_task_id(op.job_root)))
         return ops.JobCreated(job)
 
+    def _resume_job(self, op: ops.ResumeJob) -> ops.JobResumed:
+        runs = [(job, entry) for job, entry in self.jobs.items() if entry.name == op.name]
+        unfinished = [item for item in runs if item[1].status != "finished"]
+        if not unfinished:
+            job, driver_id = len(self.jobs) + 1, driver_task_id(op.job_root)
+            new = JobEntry(op.job_root, driver_id, "running", op.name, len(runs) + 1, 1, op.runtime)
+            self.jobs.put(job, new)
+            return ops.JobResumed(job, op.job_root, 1, op.runtime)
+        job, entry = unfinished[-1]
+        if entry.job_root == op.job_root:
+            return ops.JobResumed(job, op.job_root, entry.driver, entry.runtime)
+        if entry.status == "running":
+            return ops.JobResumed(0)
+        entry = replace(entry, status="running", driver=entry.driver + 1)
+        self.jobs.put(job, entry)
+        self._restart_actors(job)
+        self._discard(job, entry.driver_id)
+        restarting = self._restarting(lambda actor: actor.job == job)
+        return ops.JobResumed(
+            job, entry.job_root, entry.driver, entry.runtime, restarting, self._versions(job)
+        )
+
+    def _restart_actors(self, job: int) -> None:
+        for actor_id, actor in list(self.actors.items()):
+            ended = actor.job == job and actor.state == "dead" and actor.error == JOB_ENDED
+            creation = self.tasks.get(actor_id)
+            made = creation is not None and creation.status == OK
+            if ended and made and actor.node != (0, 0) and actor.max_restarts:
+                taken = actor.name and self.actor_named(actor.name, actor.namespace).found
+                back = replace(
+                    actor, state="restarting", error=None, died=0, name="" if taken else actor.name
+                )
+                self.actors.put(actor_id, back)
+
+    def _discard(self, job: int, driver_id: bytes) -> None:
+        """What failed or was cancelled, and actors without their state that tasks had made."""
+        rows = [(key, row) for key, row in self.tasks.items() if row.header.job == job]
+        forgotten = {
+            key
+            for key, row in rows
+            if row.header.kind == ACTOR_CREATION
+            and not row.header.max_retries
+            and row.header.parent_id != driver_id
+        }
+        for actor_id, actor in list(self.actors.items()):
+            creation = self.tasks.get(actor_id)
+            made = creation is not None and creation.status == OK
+            known = actor.job == job and actor.state != "restarting"
+            if known and (actor_id in forgotten or not made):
+                self.actors.remove(actor_id)
+        for key, row in rows:
+            actor_back = self.actors.get(row.header.actor_id)
+            stays = actor_back is not None and actor_back.state == "restarting"
+            raised = row.status == TASK_ERROR and not (row.header.kind == ACTOR_CALL and stays)
+            if raised or row.status not in (OK, TASK_ERROR) or row.header.actor_id in forgotten:
+                self.tasks.remove(key)
+                self.unfinished.remove(key)
+                if row.status == CANCELLED:
+                    self.discarded.put(key, job)
+
+    def _versions(self, job: int) -> list[tuple[str, bytes]]:
+        found: dict[tuple[str, bytes], None] = {}
+        for row in self.tasks.values():
+            header = row.header
+            if header.job == job and header.kind != ACTOR_CALL and row.status == OK:
+                function = self.functions.get(header.function_id)
+                if function is not None and function.fingerprint:
+                    found[function.name, function.fingerprint] = None
+        return list(found)
+
     def _read_job(self, op: ops.ReadJob) -> ops.JobRow:
         entry = self.jobs.get(op.job)
         if entry is None:
             return ops.JobRow(False)
-        return ops.JobRow(True, entry.job_root, entry.status == "running")
+        running = entry.status == "running"
+        return ops.JobRow(True, entry.job_root, running, entry.name, entry.driver)
 
     def _read_jobs(self, op: ops.ReadJobs) -> ops.JobRows:
-        running = [(job, e.job_root) for job, e in self.jobs.items() if e.status == "running"]
+        running = [
+            (job, e.job_root, e.name, e.driver)
+            for job, e in self.jobs.items()
+            if e.status == "running"
+        ]
         return ops.JobRows(running)
 
     def _end_job(self, op: ops.EndJob) -> ops.Done:
@@ -355,6 +430,7 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.Sweep: SimStore._sweep,
     ops.ReadGiven: SimStore._read_given,
     ops.CreateJob: SimStore._create_job,
+    ops.ResumeJob: SimStore._resume_job,
     ops.ReadJob: SimStore._read_job,
     ops.ReadJobs: SimStore._read_jobs,
     ops.EndJob: SimStore._end_job,

@@ -37,6 +37,11 @@ class JobEntry(_Row, frozen=True):
     job_root: bytes
     driver_id: bytes
     status: str = "running"
+    #: Of a named job.
+    name: str = ""
+    run: int = 0
+    driver: int = 0
+    runtime: str = ""
 
 
 class TaskRow(_Row, frozen=True):

@@ -95,6 +95,7 @@ class Core:
         self.actors = Actors(context, self.members, self.restarts)
         self.restarts.dead = self.actors.died
         self.fencing.restarting = self.restarts.lost
+        self.jobs.restarting = self.restarts.lost
         self.fencing.remind_restarts = self.restarts.remind
         self.inquiries = Inquiries(context, self.members)
         self.members.replace = self.fencing.replace

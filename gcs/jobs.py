@@ -2,6 +2,10 @@
 
 Part of the control store's core: no I/O, no clock. A driver is lost with its connection or with its
 node; it has ``driver_grace_s`` to come back through any node.
+
+A named job that did not end well is resumed by its next driver. There are never two: while one is
+connected others are refused, unless they take the job over; that ends it for the first, whose number
+is no longer the job's.
 """
 
 from __future__ import annotations
@@ -17,15 +21,29 @@ from regrow.gcs.operations import (
     CreateJob,
     EndJob,
     JobCreated,
+    JobResumed,
     JobRow,
     JobRows,
     ReadJob,
     ReadJobs,
+    RestartingActor,
+    ResumeJob,
 )
 from regrow.messages import CloseJob, JobClosed, JobOpened, OpenJob, Stop, SystemFailure
 
 #: A cluster that ends with its last job waits so long for another.
 LINGER_S: Final = 0.1
+#: A new leader gives the driver of a named job so long to say that it is there.
+CLAIM_S: Final = 3.0
+
+
+class _Opener(Struct):
+    """A driver that wants a named job."""
+
+    asker: tuple[int, int]
+    message: OpenJob
+    #: Of a new run.
+    root: bytes
 
 
 class _Job(Struct):
@@ -35,6 +53,11 @@ class _Job(Struct):
     #: When it ends if its driver does not come back.
     lost_until: float | None = None
     ending: bool = False
+    name: str = ""
+    driver: int = 0
+    #: Who goes on with it once it has ended; not before ``claim_until``.
+    next: _Opener | None = None
+    claim_until: float = 0.0
 
 
 class _Loading(Continuation):
@@ -49,6 +72,11 @@ class _Creating(Continuation):
 class _Reopening(Continuation):
     asker: tuple[int, int]
     number: int
+    driver: int
+
+
+class _Resuming(Continuation):
+    opener: _Opener
 
 
 class _Ending(Continuation):
@@ -56,7 +84,8 @@ class _Ending(Continuation):
 
 
 class Jobs:
-    """Set by the core: ``closed(job)`` after Postgres has it as ended."""
+    """Set by the core: ``closed(job)`` after Postgres has it as ended; ``restarting(actors)`` of a
+    job that is resumed."""
 
     def __init__(self, context: Context, members: Membership) -> None:
         self._context = context
@@ -66,10 +95,15 @@ class Jobs:
         #: Jobs being created or reopened.
         self._opening = 0
         self._stop_at: float | None = None
+        #: Openers that came before the jobs were read, and names that are being opened.
+        self._early: list[_Opener] = []
+        self._names: set[str] = set()
         self.closed: Callable[[int], None]
+        self.restarting: Callable[[list[RestartingActor]], None]
         context.on(_Loading, self._jobs_read)
         context.on(_Creating, self._created)
         context.on(_Reopening, self._job_read)
+        context.on(_Resuming, self._resumed)
         context.on(_Ending, self._ended)
 
     # leadership
@@ -81,9 +115,15 @@ class Jobs:
     def _jobs_read(self, then: _Loading, reply: Reply) -> None:
         rows: JobRows = reply.result
         self._loaded = True
-        for job, root in rows.jobs:
+        for job, root, name, driver in rows.jobs:
             if job not in self._jobs:
-                self._add(job, _Job(root, 0, self._grace()))
+                claim_until = self._context.now + CLAIM_S
+                entry = _Job(root, 0, self._grace(), False, name, driver, None, claim_until)
+                self._add(job, entry)
+        early, self._early = self._early, []
+        for opener in early:
+            self._opening -= 1
+            self._open_named(opener)
 
     def _grace(self) -> float:
         return self._context.now + self._context.settings.driver_grace_s
@@ -97,6 +137,9 @@ class Jobs:
     def open(self, node: Node, message: OpenJob, root: bytes) -> None:
         """A driver arrived, or came back. ``root``: 16 random bytes for a new job."""
         self._stop_at = None
+        if message.name and not message.job:
+            self._open_named(_Opener(node.key, message, root))
+            return
         if not message.job:
             self._opening += 1
             operation = CreateJob(self._context.epoch, root, message.entrypoint, message.pid)
@@ -104,24 +147,33 @@ class Jobs:
             return
         job = self._jobs.get(message.job)
         if job is not None and not job.ending and job.root:
+            if message.driver != job.driver:
+                self._refuse(node.key, message.number, _taken_over(job.name))
+                return
             job.node_id, job.lost_until = node.node_id, None
-            self._context.send(node.conn, JobOpened(message.number, message.job, job.root))
+            opened = JobOpened(message.number, message.job, job.root, None, job.driver)
+            self._context.send(node.conn, opened)
         else:
             self._opening += 1
-            reopening = _Reopening(node.key, message.number)
+            reopening = _Reopening(node.key, message.number, message.driver)
             self._context.execute(ReadJob(message.job), reopening)
 
     def _created(self, then: _Creating, reply: Reply) -> None:
         created: JobCreated = reply.result
         operation: CreateJob = reply.operation
-        self._opened(created.job, operation.job_root, then.asker, then.number)
+        self._opened(then.asker, JobOpened(then.number, created.job, operation.job_root))
 
     def _job_read(self, then: _Reopening, reply: Reply) -> None:
         row: JobRow = reply.result
         operation: ReadJob = reply.operation
         job = self._jobs.get(operation.job)
+        if row.found and row.driver != then.driver:
+            self._opening -= 1
+            self._refuse(then.asker, then.number, _taken_over(row.name))
+            return
         if row.found and row.running and not (job and job.ending):
-            self._opened(operation.job, row.job_root, then.asker, then.number)
+            opened = JobOpened(then.number, operation.job, row.job_root, None, row.driver)
+            self._opened(then.asker, opened, row.name)
             return
         self._opening -= 1
         reason = "it has ended" if row.found else "it does not exist"
@@ -130,18 +182,77 @@ class Jobs:
             f"job {operation.job} cannot be continued: {reason}. A job ends when its driver stays "
             f"away for longer than {self._context.settings.driver_grace_s:g} s.",
         )
-        if self._members.is_alive(*then.asker):
-            conn = self._members.nodes[then.asker[0]].conn
-            self._context.send(conn, JobOpened(then.number, operation.job, b"", error))
+        self._refuse(then.asker, then.number, error)
 
-    def _opened(self, job: int, root: bytes, asker: tuple[int, int], number: int) -> None:
+    def _refuse(self, asker: tuple[int, int], number: int, error: SystemFailure) -> None:
+        if self._members.is_alive(*asker):
+            conn = self._members.nodes[asker[0]].conn
+            self._context.send(conn, JobOpened(number, 0, b"", error))
+
+    def _opened(self, asker: tuple[int, int], opened: JobOpened, name: str = "") -> None:
         self._opening -= 1
         node = self._members.nodes.get(asker[0]) if self._members.is_alive(*asker) else None
-        if node is None or not node.conn:  # nobody to tell: the driver asks again elsewhere
-            self._add(job, _Job(root, 0, self._grace()))
+        here = node is not None and node.conn
+        entry = _Job(opened.job_root, asker[0] if here else 0, name=name, driver=opened.driver)
+        if not here:  # nobody to tell: the driver asks again elsewhere
+            entry.lost_until = self._grace()
+        self._add(opened.job, entry)
+        if node is not None and here:
+            self._context.send(node.conn, opened)
+
+    # named jobs
+
+    def _open_named(self, opener: _Opener) -> None:
+        name = opener.message.name
+        found = [item for item in self._jobs.items() if item[1].name == name]
+        if not self._loaded:
+            self._opening += 1
+            self._early.append(opener)
+        elif name in self._names or (found and found[0][1].next is not None):
+            self._refuse(opener.asker, opener.message.number, _running(name))
+        elif not found:
+            self._opening += 1
+            self._resume(opener)
         else:
-            self._add(job, _Job(root, node.node_id))
-            self._context.send(node.conn, JobOpened(number, job, root))
+            self._opening += 1
+            found[0][1].next = opener
+            self._make_way(*found[0])
+
+    def _make_way(self, number: int, job: _Job) -> None:
+        """The next driver of a job begins when the present one is gone, or gives way."""
+        opener = job.next
+        if opener is None or job.ending:
+            return
+        if job.node_id and not opener.message.takeover:
+            job.next = None
+            self._opening -= 1
+            self._refuse(opener.asker, opener.message.number, _running(job.name))
+        elif job.node_id or job.claim_until <= self._context.now:
+            self._end(number, job, "failed")
+
+    def _resume(self, opener: _Opener) -> None:
+        message = opener.message
+        self._names.add(message.name)
+        operation = ResumeJob(
+            self._context.epoch, message.name, opener.root, message.entrypoint, message.pid,
+            message.runtime,
+        )  # fmt: skip
+        self._context.execute(operation, _Resuming(opener))
+
+    def _resumed(self, then: _Resuming, reply: Reply) -> None:
+        resumed: JobResumed = reply.result
+        message = then.opener.message
+        self._names.discard(message.name)
+        if not resumed.job:
+            self._opening -= 1
+            self._refuse(then.opener.asker, message.number, _running(message.name))
+            return
+        opened = JobOpened(
+            message.number, resumed.job, resumed.job_root, None, resumed.driver, resumed.runtime,
+            resumed.versions,
+        )  # fmt: skip
+        self._opened(then.opener.asker, opened, message.name)
+        self.restarting(resumed.restarting)
 
     # closing
 
@@ -152,6 +263,8 @@ class Jobs:
             job = self._jobs[message.job] = _Job(b"", 0, self._grace())
         if job is None:
             self._context.send(node.conn, JobClosed(message.job))
+        elif message.driver and message.driver != job.driver and job.root:
+            return  # it was taken over
         elif not message.lost:
             self._end(message.job, job, "failed" if message.failed else "finished")
         elif job.node_id in (0, node.node_id):  # else it has come back through another node
@@ -179,15 +292,19 @@ class Jobs:
 
     def _ended(self, then: _Ending, reply: Reply) -> None:
         operation: EndJob = reply.operation
-        del self._jobs[operation.job]
+        job = self._jobs.pop(operation.job)
         self._members.broadcast(JobClosed(operation.job))
         self.closed(operation.job)
+        if job.next is not None:
+            self._resume(job.next)
+            return
         if self._context.settings.ephemeral and not self._jobs:
             self._stop_at = self._context.now + LINGER_S
 
     def tick(self) -> None:
         now = self._context.now
         for number, job in self._jobs.items():
+            self._make_way(number, job)
             if job.lost_until is not None and job.lost_until <= now:
                 self._end(number, job, "failed")
         if self._stop_at is not None and self._stop_at <= now and self._idle:
@@ -209,3 +326,19 @@ class Jobs:
         for job in self._jobs.values():
             assert job.node_id == 0 or job.node_id in self._members.nodes
             assert job.node_id != 0 or job.lost_until is not None
+
+
+def _running(name: str) -> SystemFailure:
+    return SystemFailure(
+        "job_already_running",
+        f"job {name!r} is run by another driver now (`regrow list jobs`). Wait until that has "
+        "ended, or take the job from it with init(takeover=True).",
+    )
+
+
+def _taken_over(name: str) -> SystemFailure:
+    return SystemFailure(
+        "job_already_running",
+        f"job {name!r} was taken over by another driver; this one can do nothing more. What it had "
+        "submitted is in the log, and the other driver finds it there.",
+    )

@@ -314,6 +314,35 @@ class JobCreated(_Value, frozen=True):
     job: int
 
 
+class ResumeJob(_Value, frozen=True):
+    """The unfinished run of a named job goes on with a new driver, or a new run begins.
+
+    What had failed or was cancelled is taken out of the log, so that it runs again; actors that
+    the end of the job's last driver ended restart if they may. -> JobResumed
+    """
+
+    epoch: int
+    name: str
+    #: Of a new run.
+    job_root: bytes
+    entrypoint: str
+    pid: int
+    runtime: str = ""
+
+
+class JobResumed(_Value, frozen=True):
+    """``job`` 0: its run has not ended."""
+
+    job: int
+    job_root: bytes = b""
+    #: 1: a new run.
+    driver: int = 0
+    runtime: str = ""
+    restarting: list[RestartingActor] = []
+    #: (function, fingerprint) of what has finished, oldest first.
+    versions: list[tuple[str, bytes]] = []
+
+
 class ReadJob(_Value, frozen=True):
     """-> JobRow"""
 
@@ -326,6 +355,8 @@ class JobRow(_Value, frozen=True):
     found: bool
     job_root: bytes = b""
     running: bool = False
+    name: str = ""
+    driver: int = 0
 
 
 class ReadJobs(_Value, frozen=True):
@@ -333,9 +364,9 @@ class ReadJobs(_Value, frozen=True):
 
 
 class JobRows(_Value, frozen=True):
-    """(job, job root)"""
+    """(job, job root, name, driver)"""
 
-    jobs: list[tuple[int, bytes]]
+    jobs: list[tuple[int, bytes, str, int]]
 
 
 class EndJob(_Value, frozen=True):
@@ -525,12 +556,12 @@ class UpdateResources(_Value, frozen=True):
 
 
 Operation = (
-    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ReadJob
-    | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks | ReadObjects
-    | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent | UpdateResources
+    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ResumeJob
+    | ReadJob | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks
+    | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent | UpdateResources
 )  # fmt: skip
 Result = (
-    Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated | JobRow
-    | JobRows | Done | ActorRow | FunctionRows | TaskRows | ObjectRows | Lineage | RebuildsGranted
-    | NodeRows | ActorRestored
+    Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated
+    | JobResumed | JobRow | JobRows | Done | ActorRow | FunctionRows | TaskRows | ObjectRows
+    | Lineage | RebuildsGranted | NodeRows | ActorRestored
 )  # fmt: skip

@@ -21,7 +21,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from regrow.gcs import operations as ops
-from regrow.gcs import store_actors, store_fencing, store_jobs, store_nodes, store_recovery
+from regrow.gcs import (
+    store_actors,
+    store_fencing,
+    store_jobs,
+    store_nodes,
+    store_recovery,
+    store_resume,
+)
 from regrow.gcs.postgres_url import libpq_url
 from regrow.gcs.store_session import Handler
 
@@ -59,6 +66,7 @@ _READS: Final[dict[type, Handler]] = {
 #: Writes that leave the same behind when they are carried out twice.
 _REPEATABLE: Final[dict[type, Handler]] = {
     ops.CreateJob: store_jobs.create_job,
+    ops.ResumeJob: store_resume.resume_job,
     ops.EndJob: store_jobs.end_job,
     ops.ReserveActorName: store_jobs.reserve_actor_name,
     ops.GrantRebuilds: store_recovery.grant_rebuilds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from regrow.gcs.operations import (
     ActorRow,
     CreateJob,
@@ -34,9 +36,15 @@ ON CONFLICT (job_root) DO NOTHING
 RETURNING job
 """
 _JOB_OF_ROOT = "SELECT job FROM regrow.jobs WHERE job_root = :job_root"
-_JOB = "SELECT job_root, status = 'running' AS running FROM regrow.jobs WHERE job = :job"
-_RUNNING_JOBS = "SELECT job, job_root FROM regrow.jobs WHERE status = 'running' ORDER BY job"
-_LOCK_NODES = """
+_JOB = """
+SELECT job_root, status = 'running' AS running, coalesce(name, '') AS name, driver
+FROM regrow.jobs WHERE job = :job
+"""
+_RUNNING_JOBS = """
+SELECT job, job_root, coalesce(name, '') AS name, driver FROM regrow.jobs
+WHERE status = 'running' ORDER BY job
+"""
+LOCK_NODES: Final = """
 SELECT 1 FROM regrow.nodes WHERE alive ORDER BY node_id, incarnation FOR UPDATE
 """
 _END_JOB = """
@@ -78,17 +86,21 @@ def create_job(connection: Connection, op: CreateJob) -> JobCreated:
 
 def read_job(connection: Connection, op: ReadJob) -> JobRow:
     rows = run(connection, _JOB, job=op.job)
-    return JobRow(True, rows[0].job_root, rows[0].running) if rows else JobRow(False)
+    if not rows:
+        return JobRow(False)
+    [row] = rows
+    return JobRow(True, row.job_root, row.running, row.name, row.driver)
 
 
 def read_jobs(connection: Connection, op: ReadJobs) -> JobRows:
-    return JobRows([(job, job_root) for job, job_root in run(connection, _RUNNING_JOBS)])
+    rows = run(connection, _RUNNING_JOBS)
+    return JobRows([(row.job, row.job_root, row.name, row.driver) for row in rows])
 
 
 def end_job(connection: Connection, op: EndJob) -> Done:
     """The nodes' rows are locked first: a batch is wholly before the end, and its unfinished tasks
     are cancelled here, or wholly after it, and ``regrow.append`` cancels them."""
-    run(connection, _LOCK_NODES)
+    run(connection, LOCK_NODES)
     rows = run(connection, _END_JOB, job=op.job, status=op.status)
     if rows:
         run(connection, _CANCEL_TASKS, part=rows[0].part, job=op.job)

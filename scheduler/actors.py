@@ -522,15 +522,19 @@ class ActorTable:
         self._core.objects.unpin((object_id(actor_id, 0),))
 
     def job_closed(self, job: int) -> None:
+        """The log has them as dead. They are forgotten at once: if the job is resumed, they are
+        restored while their old processes end."""
         for actor in [a for a in self.table.values() if a.job == job]:
             if actor.pinned:
                 actor.pinned = False
                 self.unpin(actor.actor_id)
-            if actor.worker is not None:
-                actor.exiting = True
-                self._core.pool.kill(actor.worker)
-            elif actor.state != HERE:
-                self.table.pop(actor.actor_id, None)
+            worker = actor.worker
+            actor.restoration = None
+            self._bury(actor, SystemFailure("actor_died", "the actor's job has ended"))
+            self._dead.pop(actor.actor_id, None)
+            self.table.pop(actor.actor_id, None)
+            if worker is not None:
+                self._core.pool.kill(worker)
 
     def find_again(self) -> None:
         """The control store may have forgotten the question."""

@@ -114,13 +114,15 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
 class Driver:
     """A driver that is, or was, connected here."""
 
-    __slots__ = ("client", "gone", "hello", "is_async", "job", "said_bye", "welcomed")
+    __slots__ = ("client", "gone", "hello", "is_async", "job", "number", "said_bye", "welcomed")
 
     def __init__(self, client: int, hello: Hello) -> None:
         self.client = client
         self.hello = hello
         self.is_async = hello.durability == "async"
         self.job = 0
+        #: Which driver of a named job.
+        self.number = hello.driver
         self.said_bye = False
         self.welcomed = False
         #: Its connection broke; it may come back within the grace.
@@ -654,7 +656,7 @@ class Core:
             if self.pool.arrived(hello.number, hello.pid, client) is None:
                 self.emit(events.CloseClient(client))
                 return
-            self.send_client(client, self._welcome(0, b""))
+            self.send_client(client, self._welcome(JobOpened(0, 0, b"")))
             return
         driver = self.drivers[client] = Driver(client, hello)
         driver.job = hello.number
@@ -662,12 +664,24 @@ class Core:
 
     def _open_job(self, driver: Driver) -> None:
         hello = driver.hello
-        self.send_store(OpenJob(driver.client, driver.job, hello.entrypoint, hello.pid))
+        self.send_store(
+            OpenJob(
+                driver.client,
+                driver.job,
+                hello.entrypoint,
+                hello.pid,
+                hello.job_name,
+                hello.takeover,
+                driver.number,
+                hello.runtime,
+            )
+        )
 
     def _job_opened(self, message: JobOpened) -> None:
         driver = self.drivers.get(message.number)
         if driver is None:
-            self.send_store(CloseJob(message.job, failed=True))
+            if message.error is None:
+                self.send_store(CloseJob(message.job, failed=True, driver=message.driver))
             return
         if message.error is not None:
             refused = Refused(message.error.code, message.error.message)
@@ -680,24 +694,25 @@ class Core:
             return
         if driver.gone:
             return  # the control store hears of that, or has
-        driver.job = message.job
+        driver.job, driver.number = message.job, message.driver
         self._driver_of_job[message.job] = driver.client
         if not driver.welcomed:
             driver.welcomed = True
-            self.send_client(driver.client, self._welcome(message.job, message.job_root))
+            self.send_client(driver.client, self._welcome(message))
 
-    def _welcome(self, job: int, job_root: bytes) -> Welcome:
+    def _welcome(self, opened: JobOpened) -> Welcome:
         settings = self.settings
         return Welcome(
-            self.node_id, settings.incarnation, job, job_root, settings.arena_size,
+            self.node_id, settings.incarnation, opened.job, opened.job_root, settings.arena_size,
             settings.arena_path, settings.storage, self.config.submit_window, settings.home,
+            opened.driver, opened.runtime, opened.versions,
         )  # fmt: skip
 
     def _bye(self, client: int, message: Bye) -> None:
         driver = self.drivers.get(client)
         if driver is not None:
             driver.said_bye = True
-            self.send_store_held(CloseJob(driver.job, message.failed))
+            self.send_store_held(CloseJob(driver.job, message.failed, driver=driver.number))
         worker = self.pool.by_client.get(client)
         if worker is not None and worker.actor is not None and message.reason:
             self.actors.left(worker.actor, message.reason)
@@ -724,7 +739,8 @@ class Core:
             self.objects.stop_waiting(client)
             driver.gone = True
             self.emit(events.WatchDriver(client))
-            self.send_store(CloseJob(driver.job, failed=True, lost=True))
+            closed = CloseJob(driver.job, failed=True, lost=True, driver=driver.number)
+            self.send_store(closed)
         elif driver is not None:
             self._forget_driver(driver)
 
@@ -732,7 +748,7 @@ class Core:
         driver = self.drivers.get(client)
         if driver is not None and driver.gone:
             # No grace: nobody is left who could come back, and its tasks hold what others wait for.
-            self.send_store_held(CloseJob(driver.job, failed=True))
+            self.send_store_held(CloseJob(driver.job, failed=True, driver=driver.number))
 
     def _forget_driver(self, driver: Driver) -> None:
         self.drivers.pop(driver.client, None)
@@ -744,6 +760,8 @@ class Core:
         self.tasks.job_closed(job)
         self.actors.job_closed(job)
         for driver in [d for d in self.drivers.values() if d.job == job]:
+            if not driver.gone and not driver.said_bye:  # it asks, and is told why
+                self.emit(events.CloseClient(driver.client))
             self._forget_driver(driver)
         self._node_of_job.pop(job, None)
 

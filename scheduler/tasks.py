@@ -8,7 +8,8 @@
     REMOTE    its holder is another node            -> done; WAITING (the store gave it to us)
 
 A task whose attempt is not the first, or that runs again for its lost objects (a *rebuild*), is
-*replayed*: what it submits is looked up in the log before it is started.
+*replayed*: what it submits is looked up in the log before it is started. So is everything that is
+submitted in a job which was resumed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from regrow.messages import (
     OK,
     PENDING,
     RECOVERABLE,
+    RESUMED,
     SYSTEM_ERROR,
     TASK,
     TASK_ERROR,
@@ -112,7 +114,7 @@ class Task:
 
     @property
     def replayed(self) -> bool:
-        return self.attempt > 1 or self.rebuild
+        return self.attempt > 1 or self.rebuild or bool(self.header.flags & RESUMED)
 
     @property
     def object_ids(self) -> list[bytes]:
@@ -128,6 +130,8 @@ class TaskTable:
         self.tasks: dict[bytes, Task] = {}
         self._lookups: dict[int, list[tuple[int, TaskHeader, Raw]]] = {}
         self._looking_up: dict[bytes, int] = {}
+        #: Answers that wait for earlier ones: what a client submits stays in its order.
+        self._answers: dict[int, TaskStates] = {}
         self._lookup_number = 0
         self._order = 0
         self._without_function: dict[bytes, list[Task]] = {}
@@ -148,7 +152,7 @@ class TaskTable:
         for spec in specs:
             header = decode(spec)
             parent = tasks.get(header.parent_id)
-            if resent or (parent is not None and parent.replayed):
+            if resent or header.flags & RESUMED or (parent is not None and parent.replayed):
                 held.append((client, header, spec))
             else:
                 self.admit(header, spec, client)
@@ -181,9 +185,12 @@ class TaskTable:
 
     def looked_up(self, message: TaskStates) -> None:
         """What the log knows of the children of a replayed parent."""
-        held = self._lookups.pop(message.number, None)
-        if held is None:
-            return
+        if message.number in self._lookups:
+            self._answers[message.number] = message
+        while self._lookups and (first := next(iter(self._lookups))) in self._answers:
+            self._answered(self._lookups.pop(first), self._answers.pop(first))
+
+    def _answered(self, held: list[tuple[int, TaskHeader, Raw]], message: TaskStates) -> None:
         core = self._core
         for (client, header, spec), state in zip(held, message.tasks, strict=True):
             self._looking_up.pop(header.task_id, None)

@@ -33,12 +33,14 @@ from regrow._client import Client
 from regrow._options import RemoteOptions, TaskOptions, check_durability, check_node
 from regrow._refs import ObjectRef, set_table
 from regrow._remote import RemoteFunction
+from regrow._resuming import POLICIES
 from regrow.config import RESOURCE_UNIT, Config
 from regrow.exceptions import RaySystemError, UnsupportedOptionError
 from regrow.messages import Bye, NodeView, Resources
 
 if TYPE_CHECKING:
     from regrow._bootstrap import Session
+    from regrow._driver import Driver
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,18 +52,18 @@ _INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
     "dashboard_host": (None, "127.0.0.1"),
     "dashboard_port": (None,),
     "include_dashboard": (None, False),
-    "job": (None,),
     "job_config": (None,),
     "labels": (None, {}),
     "local_mode": (False,),
     "logging_config": (None,),
     "logging_format": (None,),
     "runtime_env": (None, {}),
-    "takeover": (None, False),
     "_node_ip_address": (None,),
     "_system_config": (None, {}),
     "_temp_dir": (None,),
 }
+
+_JOB_NAME_MAX: Final = 200
 
 _state_lock = threading.RLock()
 _session: Session | None = None
@@ -100,6 +102,9 @@ def init(
     postgres: str | None = None,
     storage: str | None = None,
     durability: str = "commit",
+    job: str | None = None,
+    takeover: bool | None = None,
+    on_changed_code: str = "error",
     **others: Any,
 ) -> Context:
     """Join the cluster that lives in ``$REGROW_HOME``, or start one there.
@@ -107,8 +112,17 @@ def init(
     ``address`` is the home of a running cluster, "auto" or "local"; ``postgres`` the libpq URL of a
     database instead of the embedded one, ``storage`` a ``pyarrow.fs`` URI for spilled objects.
     ``durability="async"`` relaxes only what this driver sees.  ``logging_level`` is that of the
-    logger "regrow"; above INFO nothing is said about the start either.  Raises
-    ClusterConnectionError, and RuntimeError where this process is connected already.
+    logger "regrow"; above INFO nothing is said about the start either.
+
+    ``job`` names a job that is resumed: run the same program again after its driver ended in
+    another way than well, and every task that has finished is found, not run again.  ``takeover``
+    takes it from a driver that still runs it.  ``on_changed_code`` says what becomes of results of
+    a function whose code has changed: "error", "rerun" (its calls, and what depends on them) or
+    "keep".
+
+    Raises ClusterConnectionError, RuntimeError where this process is connected already,
+    JobAlreadyRunningError, and CodeChangedError where a job is resumed with another Python or
+    regrow (for a function, its first call raises it).
     """
     global _session
     _check_init(others)
@@ -116,6 +130,7 @@ def init(
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
     check_durability(durability)
+    _check_job(job, takeover, on_changed_code)
     check_node(
         {
             "num_cpus": num_cpus,
@@ -146,6 +161,7 @@ def init(
                 session.node_socket, session.token, session.local_sockets,
                 durability=durability, namespace=namespace or "", log_to_driver=log_to_driver,
                 reconnect_timeout_s=Config.from_environment().reconnect_timeout_s,
+                job=job or "", takeover=bool(takeover), on_changed_code=on_changed_code,
             )  # fmt: skip
         except BaseException:
             session.close()
@@ -155,8 +171,28 @@ def init(
         _client.set_current(driver)
         what = "Started a regrow cluster" if session.started else "Joined the regrow cluster"
         if logger.level <= logging.INFO:
-            print(f"{what} in {session.home} (job {driver.job})", file=sys.stderr)
+            print(f"{what} in {session.home} ({_job_words(driver, job)})", file=sys.stderr)
         return _context()
+
+
+def _check_job(job: str | None, takeover: bool | None, on_changed_code: str) -> None:
+    if job is not None and not 0 < len(job) <= _JOB_NAME_MAX:
+        raise ValueError(
+            f"init(job={job!r}): a job's name is a string of 1 to {_JOB_NAME_MAX} characters"
+        )
+    if takeover and job is None:
+        raise ValueError("init(takeover=True) needs the name of the job: init(job=...)")
+    if on_changed_code not in POLICIES:
+        raise ValueError(
+            f"init(on_changed_code={on_changed_code!r}): choose one of {', '.join(POLICIES)}"
+        )
+
+
+def _job_words(driver: Driver, name: str | None) -> str:
+    if name is None:
+        return f"job {driver.job}"
+    resumed = f", resumed by driver {driver.number}" if driver.number > 1 else ""
+    return f"job {driver.job}, {name!r}{resumed}"
 
 
 def _check_init(others: Mapping[str, Any]) -> None:

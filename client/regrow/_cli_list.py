@@ -97,12 +97,15 @@ LISTINGS = {
         "job DESC",
         (
             Column("job", "integer"),
+            Column("name"),
+            Column("run", "integer"),
             Column("status", "word"),
             Column("entrypoint"),
             Column("pid", "integer"),
             Column("started_at", "other", format=_cli_render.age),
             Column("finished_at", "other", format=_cli_render.age),
             Column("driver_id", "id", format=_cli_render.short_id, shown=False),
+            Column("driver", "integer", shown=False),
         ),
     ),
     "nodes": Listing(

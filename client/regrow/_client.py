@@ -33,8 +33,10 @@ from regrow.exceptions import (
 from regrow.ids import object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
+    ACTOR_CREATION,
     ASYNC,
     OK,
+    RECOVERABLE,
     SYSTEM_ERROR,
     TASK,
     Answer,
@@ -100,6 +102,10 @@ class Client:
         self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_news)
         self._default_flags = ASYNC if durability == "async" else 0
         self._defined: dict[bytes, FunctionDef] = {}
+        #: Of a driver that resumes its job: what enters the identity of calls of changed functions,
+        #: and of actors that do not come back.
+        self._versions: dict[bytes, bytes] = {}
+        self._epoch = b""
         self._requests = Requests(self.link, lambda: self.memory)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Values: lambda message: self._values(message),
@@ -133,10 +139,19 @@ class Client:
         if parent.counted_ids is not None and call.key is None:
             task_id = parent.counted_ids.next_id()
         else:
-            content = b"\0".join((call.identity, digest(packed.data), *packed.deps, *packed.nested))
+            identity = call.identity + self._versions.get(definition.function_id, b"")
+            if call.kind == ACTOR_CREATION and not call.flags & RECOVERABLE:
+                identity += self._epoch
+            content = b"\0".join((identity, digest(packed.data), *packed.deps, *packed.nested))
             task_id, known = _content_id(parent, call, content)
-        flags = call.flags | (
-            (ASYNC if call.durability == "async" else 0) if call.durability else self._default_flags
+        flags = (
+            call.flags
+            | parent.resumed
+            | (
+                (ASYNC if call.durability == "async" else 0)
+                if call.durability
+                else self._default_flags
+            )
         )
         if known:
             return [self.refs.borrowed(object_id(task_id, i)) for i in range(call.num_returns)]

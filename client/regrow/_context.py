@@ -11,6 +11,7 @@ from contextvars import ContextVar
 
 from regrow.exceptions import RaySystemError
 from regrow.ids import ContentIds, CountedIds, driver_task_id
+from regrow.messages import RESUMED
 
 
 class ActorExit(BaseException):
@@ -23,17 +24,20 @@ class Task:
     __slots__ = (
         "actor_id", "attempt", "content_ids", "counted_ids", "function_id", "has_namespace", "job",
         "keys", "name",
-        "namespace", "resources", "task_id",
+        "namespace", "resources", "resumed", "task_id",
     )  # fmt: skip
 
     def __init__(
         self, task_id: bytes, job: int, job_root: bytes, name: str,
         *, replayable: bool = True, actor_id: bytes = b"", function_id: bytes = b"",
         attempt: int = 1, resources: dict[str, int] | None = None, namespace: str = "",
+        resumed: int = 0,
     ) -> None:  # fmt: skip
         self.task_id = task_id
         self.job = job
         self.name = name
+        #: ``RESUMED``, for what it submits, if its job was resumed before it was submitted.
+        self.resumed = resumed
         #: Of a parent that is never replayed, else None.
         self.counted_ids = None if replayable else CountedIds(job_root)
         self.content_ids = ContentIds(job_root, task_id)
@@ -49,11 +53,12 @@ class Task:
         self.has_namespace = bool(namespace)
 
 
-def driver_task(job: int, job_root: bytes, namespace: str) -> Task:
-    """The driver of an unnamed job, which is never replayed: its ids are counted."""
+def driver_task(job: int, job_root: bytes, namespace: str, driver: int) -> Task:
+    """The driver of a job. That of an unnamed one (0) is never replayed: its ids are counted."""
     return Task(
-        driver_task_id(job_root), job, job_root, "driver", replayable=False, namespace=namespace
-    )
+        driver_task_id(job_root), job, job_root, "driver", replayable=driver > 0,
+        namespace=namespace, resumed=RESUMED if driver > 1 else 0,
+    )  # fmt: skip
 
 
 class Running:

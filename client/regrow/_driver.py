@@ -16,17 +16,27 @@ from regrow._link import Connection, Message
 from regrow._memory import Memory
 from regrow._output import print_lines
 from regrow._requests import Room
-from regrow.exceptions import ClusterConnectionError, RayError
+from regrow._resuming import Changes, runtime
+from regrow.exceptions import (
+    ClusterConnectionError,
+    CodeChangedError,
+    JobAlreadyRunningError,
+    RayError,
+)
 from regrow.messages import (
     PROTOCOL_VERSION,
+    Bye,
+    FunctionDef,
     Hello,
     Location,
     Printed,
     ReplayDifference,
     Seal,
     SystemFailure,
+    encode,
 )
 from regrow.objectstore.layout import digest
+from regrow.wire import frame
 
 logger = logging.getLogger("regrow")
 
@@ -44,15 +54,29 @@ class Driver(Client):
     def __init__(
         self, path: str, token: str, local_sockets: Callable[[], list[str]], *,
         durability: str, namespace: str, log_to_driver: bool, reconnect_timeout_s: float,
+        job: str = "", takeover: bool = False, on_changed_code: str = "error",
     ) -> None:  # fmt: skip
         self._token = token
         self._durability = durability
         self._local_sockets = local_sockets
         self._reconnect_timeout_s = reconnect_timeout_s
+        self._job_name, self._takeover = job, takeover
+        self.number = 0
         connection = Connection(path, self._hello(0))
         super().__init__(connection, "driver", durability)
-        self.job = connection.welcome.job
-        self.running = Running(driver_task(self.job, connection.welcome.job_root, namespace))
+        welcome = connection.welcome
+        self.job, self.number = welcome.job, welcome.driver
+        task = driver_task(self.job, welcome.job_root, namespace, welcome.driver)
+        self.running = Running(task)
+        self._changes = Changes(job, welcome.versions, on_changed_code)
+        try:
+            self._changes.check_runtime(welcome.runtime)
+        except CodeChangedError:
+            connection.socket.sendall(frame(encode(Bye(failed=True))))
+            connection.shut_down()
+            raise
+        if welcome.driver > 1:
+            self._epoch = b"\0driver %d" % welcome.driver
         self._log_to_driver = log_to_driver
         #: Large puts of ours: the node that dies takes them along, but not what is mapped here.
         self._puts: dict[bytes, tuple[Seal, Location]] = {}
@@ -66,8 +90,16 @@ class Driver(Client):
     def _hello(self, job: int) -> Hello:
         entrypoint = " ".join(sys.argv) or sys.executable
         return Hello(
-            PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability, entrypoint
-        )
+            PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability, entrypoint,
+            self._job_name, self._takeover, self.number, runtime(),
+        )  # fmt: skip
+
+    def define(self, definition: FunctionDef) -> None:
+        """Raises CodeChangedError where its calls would find the results of other code."""
+        version = self._changes.version_of(definition)
+        if version:
+            self._versions[definition.function_id] = version
+        super().define(definition)
 
     def _print(self, printed: Printed) -> None:
         if self._log_to_driver:
@@ -88,6 +120,9 @@ class Driver(Client):
             for path in dict.fromkeys([*sockets, self.link.path]):
                 try:
                     self._move_to(path)
+                except JobAlreadyRunningError as fenced:
+                    self.give_up(fenced)
+                    return False
                 except RayError as error:
                     tried = str(error)
                 else:

@@ -31,6 +31,7 @@ from regrow.messages import (
     ACTOR_CREATION,
     OK,
     RECOVERABLE,
+    RESUMED,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK_ERROR,
@@ -122,6 +123,7 @@ class Executor:
             spec.task_id, spec.job, self._client.welcome.job_root, spec.name,
             actor_id=spec.actor_id, attempt=attempt, resources=spec.resources,
             namespace=options.get("namespace", ""), function_id=spec.function_id,
+            resumed=spec.flags & RESUMED,
         )  # fmt: skip
 
     def run(self, run: RunTask) -> TaskDone | None:

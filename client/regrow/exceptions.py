@@ -145,6 +145,18 @@ class ReplayMismatchError(RayError):
     code = "replay_mismatch"
 
 
+class CodeChangedError(RayError):
+    """A job is resumed with other code, another Python or another regrow than it began with."""
+
+    code = "code_changed"
+
+
+class JobAlreadyRunningError(RayError):
+    """Another driver runs this job, or has taken it over (``init(takeover=True)``)."""
+
+    code = "job_already_running"
+
+
 class GetTimeoutError(RayError, TimeoutError):
     """``get`` did not have its values in time."""
 

@@ -527,7 +527,7 @@ def test_a_job_is_created_once_per_root(cluster: Cluster) -> None:
     assert again.job == cluster.job
     other = cluster.do(ops.CreateJob(cluster.epoch, b"another job root", "other.py", 8)).job
     assert cluster.do(ops.ReadJobs()).jobs == [
-        (cluster.job, cluster.job_root), (other, b"another job root"),
+        (cluster.job, cluster.job_root, "", 0), (other, b"another job root", "", 0),
     ]  # fmt: skip
     assert cluster.do(ops.ReadJob(other)) == ops.JobRow(True, b"another job root", True)
     assert cluster.do(ops.ReadJob(99)) == ops.JobRow(False)
@@ -546,7 +546,7 @@ def test_the_end_of_a_job_cancels_its_tasks_and_no_others(cluster: Cluster) -> N
     data = states[0].values[0].data
     assert data is not None
     assert failure_decoder.decode(data).code == "cancelled"
-    assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root")]
+    assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root", "", 0)]
 
 
 def test_outcomes_and_hand_overs_of_cancelled_tasks_are_passed_over(cluster: Cluster) -> None:

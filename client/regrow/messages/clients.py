@@ -76,6 +76,13 @@ class Hello(WireMessage, frozen=True, tag=1):
     durability: str = "commit"
     #: Of a driver: what ``regrow list jobs`` shows.
     entrypoint: str = ""
+    #: Of a driver of a named job: the name, and whether it takes the job from another driver.
+    job_name: str = ""
+    takeover: bool = False
+    #: Of one that reconnects: which driver of the job it is.
+    driver: int = 0
+    #: Versions of Python and regrow.
+    runtime: str = ""
 
 
 class Submit(WireMessage, frozen=True, tag=2):
@@ -226,6 +233,11 @@ class Welcome(WireMessage, frozen=True, tag=40):
     #: Submissions that may wait for their commit.
     window: int
     home: str = ""
+    #: Of a named job: which driver this is (1: the first), and what the first one ran.
+    driver: int = 0
+    runtime: str = ""
+    #: Of one that is resumed: (function, fingerprint) of what has finished, oldest first.
+    versions: list[tuple[str, bytes]] = []
 
 
 class Refused(WireMessage, frozen=True, tag=41):

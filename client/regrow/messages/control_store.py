@@ -94,6 +94,11 @@ class OpenJob(WireMessage, frozen=True, tag=86):
     job: int
     entrypoint: str
     pid: int
+    #: As in ``Hello``.
+    name: str = ""
+    takeover: bool = False
+    driver: int = 0
+    runtime: str = ""
 
 
 class CloseJob(WireMessage, frozen=True, tag=87):
@@ -102,6 +107,8 @@ class CloseJob(WireMessage, frozen=True, tag=87):
     job: int
     failed: bool
     lost: bool = False
+    #: Which driver of a named job; 0: whichever it is.
+    driver: int = 0
 
 
 class NameActor(WireMessage, frozen=True, tag=88):
@@ -285,6 +292,10 @@ class JobOpened(WireMessage, frozen=True, tag=118):
     job: int
     job_root: bytes
     error: SystemFailure | None = None
+    #: As in ``Welcome``.
+    driver: int = 0
+    runtime: str = ""
+    versions: list[tuple[str, bytes]] = []
 
 
 class JobClosed(WireMessage, frozen=True, tag=119):

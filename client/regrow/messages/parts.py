@@ -34,6 +34,8 @@ RETRY_EXCEPTIONS: Final = 2
 KEYED: Final = 4
 #: Of an actor's creation and calls: the actor restarts with its state.
 RECOVERABLE: Final = 8
+#: Submitted in a job that was resumed: the task, and what it submits, may be in the log already.
+RESUMED: Final = 16
 
 Resources = dict[str, int]
 

@@ -100,6 +100,8 @@ class FakeStore:
         self.states: dict[bytes, TaskState] = {}
         self.rebuilds: dict[bytes, tuple[int, int]] = {}
         self.jobs: dict[int, bytes] = {}
+        #: Job -> (name, driver).
+        self.named: dict[int, tuple[str, int]] = {}
         self.ended: dict[int, str] = {}
         self.actors: dict[bytes, ops.ActorRow] = {}
         #: What the next Fence, Sweep or NodeLeft reassigns.
@@ -211,12 +213,30 @@ class FakeStore:
         self.jobs[job] = op.job_root
         return ops.JobCreated(job)
 
+    def _ResumeJob(self, op: ops.ResumeJob) -> Result:  # noqa: N802
+        for job, (name, driver) in self.named.items():
+            if name == op.name and self.ended.get(job) != "finished":
+                self.ended.pop(job, None)
+                self.named[job] = (name, driver + 1)
+                restarting = list(self.restarting.values())
+                return ops.JobResumed(job, self.jobs[job], driver + 1, "3.11", restarting)
+        job = len(self.jobs) + 1
+        self.jobs[job], self.named[job] = op.job_root, (op.name, 1)
+        return ops.JobResumed(job, op.job_root, 1, op.runtime)
+
     def _ReadJob(self, op: ops.ReadJob) -> Result:  # noqa: N802
         found = op.job in self.jobs
-        return ops.JobRow(found, self.jobs.get(op.job, b""), found and op.job not in self.ended)
+        running = found and op.job not in self.ended
+        name, driver = self.named.get(op.job, ("", 0))
+        return ops.JobRow(found, self.jobs.get(op.job, b""), running, name, driver)
 
     def _ReadJobs(self, op: ops.ReadJobs) -> Result:  # noqa: N802
-        return ops.JobRows([item for item in self.jobs.items() if item[0] not in self.ended])
+        jobs = [
+            (job, root, *self.named.get(job, ("", 0)))
+            for job, root in self.jobs.items()
+            if job not in self.ended
+        ]
+        return ops.JobRows(jobs)
 
     def _EndJob(self, op: ops.EndJob) -> Result:  # noqa: N802
         self.ended[op.job] = op.status
