@@ -4,8 +4,8 @@ Part of the control store's core: no I/O, no clock. A driver is lost with its co
 node; it has ``driver_grace_s`` to come back through any node.
 
 A named job that did not end well is resumed by its next driver. There are never two: while one is
-connected others are refused, unless they take the job over; that ends it for the first, whose number
-is no longer the job's.
+connected others are refused, unless they take the job over; that ends it for the first, whose
+number is no longer the job's.
 """
 
 from __future__ import annotations

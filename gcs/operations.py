@@ -558,7 +558,8 @@ class UpdateResources(_Value, frozen=True):
 Operation = (
     Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ResumeJob
     | ReadJob | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks
-    | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent | UpdateResources
+    | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
+    | UpdateResources
 )  # fmt: skip
 Result = (
     Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated

@@ -2,39 +2,281 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.cluster.conftest import Traces
 
 PROGRAM = Path(__file__).parent / "programs" / "nightly.py"
 TIMEOUT_S = 120.0
 
 
-def run(trace: Path, job: str, kill: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NIGHTLY_TRACE": str(trace), "NIGHTLY_KILL": kill}
-    command = [sys.executable, str(PROGRAM), job]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+_STARTED: list[subprocess.Popen[str]] = []
 
 
-def test_a_job_whose_driver_was_killed_finds_what_it_had_done(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    """A test that fails midway leaves no driver behind."""
+    yield
+    while _STARTED:
+        with _STARTED.pop() as process:
+            process.kill()
+
+
+def start(program: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _STARTED.append(process)
+    return process
+
+
+def run(program: Path, *arguments: str, code: int = 0, **environment: str) -> str:
+    """What it printed; ``code`` is what it has to end with."""
+    process = start(program, *arguments, **environment)
+    out, error = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, error
+    return out
+
+
+def written(tmp_path: Path, text: str, name: str = "program.py") -> Path:
+    program = tmp_path / name
+    program.write_text("import os, signal, sys\nimport regrow as ray\n" + textwrap.dedent(text))
+    return program
+
+
+def executions(trace: Path) -> Counter[str]:
+    return Counter(trace.read_text().splitlines())
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """What the program prints when nothing happens."""
+    folder = tmp_path_factory.mktemp("calm")
+    out = run(PROGRAM, "calm", NIGHTLY_TRACE=str(folder / "t"), REGROW_HOME=str(folder / "home"))
+    return json.loads(out)
+
+
+def test_a_job_whose_driver_was_killed_finds_what_it_had_done(
+    home: Path, tmp_path: Path, database_url: str, calm: object
+) -> None:
     trace = tmp_path / "trace"
-    calm = run(tmp_path / "calm", "calm")
-    assert calm.returncode == 0, calm.stderr
-    first = run(trace, "nightly", kill="middle")
-    assert first.returncode == -signal.SIGKILL, first.stderr
-    done = Counter(trace.read_text().split("\n"))
-    second = run(trace, "nightly", kill="end")
-    assert second.returncode == -signal.SIGKILL, second.stderr
-    third = run(trace, "nightly")
-    assert third.returncode == 0, third.stderr
-    assert json.loads(third.stdout) == json.loads(calm.stdout)
-    executions = Counter(trace.read_text().split("\n"))
-    for what in done:
-        if what.startswith(("step", "digest")):
-            assert executions[what] == 1, f"{what} ran again"
+    settings = {"NIGHTLY_TRACE": str(trace), "REGROW_POSTGRES": database_url}
+    run(PROGRAM, "nightly", code=-signal.SIGKILL, NIGHTLY_KILL="middle", **settings)
+    done = executions(trace)
+    run(PROGRAM, "nightly", code=-signal.SIGKILL, NIGHTLY_KILL="end", **settings)
+    out = run(PROGRAM, "nightly", **settings)
+    assert json.loads(out) == calm
+    again = executions(trace)
+    found = [what for what in done if what.startswith(("step", "digest"))]
+    assert len(found) == 44
+    assert {what: again[what] for what in found} == dict.fromkeys(found, 1)
+    [(number, driver, status)] = rows(
+        database_url, "SELECT run, driver, status FROM regrow.jobs WHERE name = 'nightly'"
+    )
+    assert (number, driver, status) == (1, 3, "finished")
+    rebuilt = rows(
+        database_url,
+        "SELECT DISTINCT t.name FROM regrow.rebuilds r JOIN regrow.tasks t USING (task_id)",
+    )
+    assert {"large", "Ledger.add"} <= {str(name) for (name,) in rebuilt}
+    run(PROGRAM, "nightly", **settings)
+    assert executions(trace)["step 1"] == 2, "a clean end closes the run: this is the next one"
+    runs = rows(database_url, "SELECT run, status FROM regrow.jobs ORDER BY run")
+    assert runs == [(1, "finished"), (2, "finished")]
+
+
+def test_everything_is_killed_and_the_job_goes_on(
+    home: Path, tmp_path: Path, own_environment: Path, system_state: Path, calm: object
+) -> None:
+    trace = tmp_path / "trace"
+    settings = {"NIGHTLY_TRACE": str(trace)}
+    places = [str(system_state), str(tmp_path)]
+    process = start(PROGRAM, "nightly", NIGHTLY_KILL="", NIGHTLY_WAIT="middle", **settings)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "middle\n"
+    done = executions(trace)
+    for pid in Traces.now(own_environment, places).processes:  # Postgres too
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT_S)
+    assert json.loads(run(PROGRAM, "nightly", **settings)) == calm
+    again = executions(trace)
+    found = [what for what in done if what.startswith(("step", "digest"))]
+    assert {what: again[what] for what in found} == dict.fromkeys(found, 1)
+
+
+WAITING = """
+    @ray.remote
+    def one():
+        with open(os.environ["TRACE"], "a") as file: file.write("one\\n")
+        return 1
+    ray.init(job="nightly", logging_level="ERROR", takeover="take" in sys.argv)
+    print(ray.get(one.remote()), flush=True)
+    sys.stdin.readline()
+    try:
+        print(ray.get(ray.put(2)) + ray.get(one.remote()), flush=True)
+    except ray.exceptions.JobAlreadyRunningError as error:
+        print("fenced:", error)
+"""
+
+
+def test_two_drivers_of_one_run_are_impossible(home: Path, tmp_path: Path) -> None:
+    program, trace = written(tmp_path, WAITING), tmp_path / "trace"
+    first = start(program, TRACE=str(trace))
+    assert first.stdout is not None
+    assert first.stdout.readline() == "1\n"
+    second = start(program, TRACE=str(trace))
+    _, error = second.communicate(timeout=TIMEOUT_S)
+    assert second.returncode == 1
+    assert "JobAlreadyRunningError: job 'nightly' is run by another driver" in error
+    third = start(program, "take", TRACE=str(trace))
+    assert third.stdout is not None
+    assert third.stdout.readline() == "1\n"
+    out, error = first.communicate("\n", timeout=TIMEOUT_S)
+    assert "fenced: job 'nightly' was taken over" in out, error
+    out, error = third.communicate("\n", timeout=TIMEOUT_S)
+    assert out == "3\n", error
+    # The second call of the third driver is an equal submission, so another task.
+    assert executions(trace) == {"one": 2}
+
+
+CHANGING = """
+    @ray.remote
+    def changing(x):
+        with open(os.environ["TRACE"], "a") as file: file.write("changing\\n")
+        return x + int("%s")
+    @ray.remote
+    def after(x):
+        with open(os.environ["TRACE"], "a") as file: file.write("after\\n")
+        return 10 * x
+    @ray.remote
+    def constant():
+        with open(os.environ["TRACE"], "a") as file: file.write("constant\\n")
+        return 5
+    ray.init(job="nightly", num_cpus=1, logging_level="ERROR", on_changed_code=sys.argv[1])
+    print(ray.get([constant.remote(), after.remote(changing.remote(1))]), flush=True)
+    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_changed_code_is_never_silent(home: Path, tmp_path: Path) -> None:
+    old, new = (
+        written(tmp_path, CHANGING % number, f"{word}.py")
+        for word, number in (("old", 1), ("new", 2))
+    )
+    trace = tmp_path / "trace"
+
+    def killed(program: Path, policy: str) -> str:
+        return run(program, policy, "kill", code=-signal.SIGKILL, TRACE=str(trace))
+
+    assert killed(old, "error") == "[5, 20]\n"
+    process = start(new, "error", TRACE=str(trace))
+    _, error = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert "CodeChangedError: the code of changing is not what job 'nightly' ran before" in error
+    assert killed(new, "keep") == "[5, 20]\n"
+    assert executions(trace) == {"changing": 1, "after": 1, "constant": 1}
+    assert killed(new, "rerun") == "[5, 30]\n"
+    assert executions(trace) == {"changing": 2, "after": 2, "constant": 1}
+    assert killed(new, "error") == "[5, 30]\n"
+    assert run(old, "rerun", TRACE=str(trace)) == "[5, 20]\n"
+    assert executions(trace) == {"changing": 2, "after": 2, "constant": 1}
+
+
+SHUFFLED = """
+    import random, threading
+    @ray.remote
+    def tagged(tag, n):
+        with open(os.environ["TRACE"], "a") as file: file.write(f"{tag} {n}\\n")
+        return tag, n
+    @ray.remote
+    def pair(a, b):
+        return a, b
+    seed = int(sys.argv[1])
+    ray.init(job="nightly", num_cpus=2, logging_level="ERROR")
+    calls = [(f"tag{i % 7}", i // 2) for i in range(120)]  # with equal ones among them
+    random.Random(seed).shuffle(calls)
+    stop = len(calls) if seed < 0 else random.Random(seed).randrange(40, 100)
+    wrong = []
+    def part(calls):
+        refs = {tagged.remote(*call): call for call in calls}
+        waiting = list(refs)
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            for ref in ready:
+                both = pair.remote(ref, refs[ref])
+                if ray.get(both) != (refs[ref], refs[ref]): wrong.append(refs[ref])
+    threads = [threading.Thread(target=part, args=(calls[i:stop:3],)) for i in range(3)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(len(wrong), flush=True)
+    if seed >= 0: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_task_receives_the_result_of_another_in_whatever_order(
+    home: Path, tmp_path: Path
+) -> None:
+    """Threads and ``wait`` submit in another order each time the job is resumed."""
+    program, trace = written(tmp_path, SHUFFLED), tmp_path / "trace"
+    for _ in range(4):
+        seed = str(random.randrange(1 << 20))
+        out = run(program, seed, code=-signal.SIGKILL, TRACE=str(trace))
+        assert out == "0\n", f"seed {seed}"
+    assert run(program, "-1", TRACE=str(trace)) == "0\n"
+    once = Counter(f"tag{i % 7} {i // 2}" for i in range(120))
+    assert executions(trace) == once, "each was run once, over all drivers"
+
+
+KEYED = """
+    @ray.remote
+    def f(x):
+        with open(os.environ["TRACE"], "a") as file: file.write(f"{x}\\n")
+        return x
+    ray.init(job="nightly", num_cpus=1, logging_level="ERROR")
+    refs = [f.options(key="the one").remote(1) for _ in range(3)]
+    print(ray.get(refs), flush=True)
+    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_key_names_one_task_of_all_drivers(home: Path, tmp_path: Path) -> None:
+    program, trace = written(tmp_path, KEYED), tmp_path / "trace"
+    run(program, "kill", code=-signal.SIGKILL, TRACE=str(trace))
+    assert run(program, TRACE=str(trace)) == "[1, 1, 1]\n"
+    assert executions(trace) == {"1": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("job=''", "a job's name is a string of 1 to 200"),
+        ("takeover=True", "needs the name of the job"),
+        ("job='a', on_changed_code='ignore'", "choose one of error, rerun, keep"),
+    ],
+)
+def test_bad_arguments_are_told(home: Path, tmp_path: Path, arguments: str, words: str) -> None:
+    process = start(written(tmp_path, f"ray.init({arguments})"))
+    _, error = process.communicate(timeout=TIMEOUT_S)
+    assert "ValueError" in error
+    assert words in error

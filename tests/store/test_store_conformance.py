@@ -18,7 +18,7 @@ from regrow.gcs.operations import (
     Submitted,
 )
 from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
-from regrow.ids import object_id, put_object_id
+from regrow.ids import driver_task_id, object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
@@ -547,6 +547,96 @@ def test_the_end_of_a_job_cancels_its_tasks_and_no_others(cluster: Cluster) -> N
     assert data is not None
     assert failure_decoder.decode(data).code == "cancelled"
     assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root", "", 0)]
+
+
+def resume(cluster: Cluster, root: bytes = b"root of a driver", name: str = "nightly") -> Any:
+    return cluster.do(ops.ResumeJob(cluster.epoch, name, root, "main.py", 7, "3.11"))
+
+
+def test_a_run_of_a_named_job_is_resumed_until_it_ends_well(cluster: Cluster) -> None:
+    first = resume(cluster, b"root 1..........")
+    assert (first.job_root, first.driver, first.runtime) == (b"root 1..........", 1, "3.11")
+    assert resume(cluster, b"root 1..........") == first, "it may be sent again"
+    assert resume(cluster, b"root 2..........").job == 0, "it has not ended"
+    assert resume(cluster, b"root 3..........", "other").job != first.job
+    cluster.do(ops.EndJob(cluster.epoch, first.job, "failed"))
+    again = resume(cluster, b"root 2..........")
+    assert (again.job, again.job_root, again.driver) == (first.job, first.job_root, 2)
+    row = ops.JobRow(True, first.job_root, True, "nightly", 2)
+    assert cluster.do(ops.ReadJob(first.job)) == row
+    cluster.do(ops.EndJob(cluster.epoch, first.job, "finished"))
+    later = resume(cluster, b"root 4..........")
+    assert (later.job_root, later.driver) == (b"root 4..........", 1)
+    assert later.job != first.job
+
+
+def test_what_failed_is_taken_out_of_a_job_that_is_resumed(cluster: Cluster) -> None:
+    node, other = cluster.nodes
+    job = resume(cluster).job
+    failed = Outcome(b"", 1, TASK_ERROR, [Return(1, b"", b"x")])
+    lost = Outcome(b"", 1, SYSTEM_ERROR, [Return(1, b"", b"x")])
+    done = cluster.task(job=job, outcome=small())
+    gone = [cluster.task(job=job, outcome=outcome) for outcome in (failed, lost)]
+    running = [cluster.task(job=job) for _ in range(2)]
+    elsewhere = cluster.task(outcome=failed)
+    tasks = [done, *gone, *running, elsewhere]
+    function = replace(FUNCTION, fingerprint=b"of its code.....")
+    cluster.log(node, Batch(functions=[function], submitted=tasks))
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    resumed = resume(cluster, b"another driver..")
+    assert resumed.versions == [(FUNCTION.name, b"of its code.....")]
+    ids = [task.header.task_id for task in tasks]
+    states = cluster.do(ops.ReadTasks(ids)).tasks
+    assert [state.known for state in states] == [True, False, False, False, False, True]
+    # What a node still says of the last driver's tasks is no contradiction ...
+    first, second = (task.header.task_id for task in running)
+    late = Batch(outcomes=[small(task_id=first)], holders=[ops.NewHolder(second, 1, other)])
+    cluster.log(node, late)
+    assert not cluster.do(ops.ReadTasks([first])).tasks[0].known
+    # ... but of what was never there it is.
+    assert cluster.append(node, Batch(outcomes=[small(task_id=b"x" * 16)])).verdict == CONFLICT
+    cluster.log(node, Batch(submitted=[cluster.task(job=job, task_id=first, outcome=small())]))
+    assert cluster.do(ops.ReadTasks([first])).tasks[0].status == OK
+
+
+def test_actors_of_a_job_that_is_resumed_come_back_if_they_may(cluster: Cluster) -> None:
+    home = cluster.nodes[0]
+    job = resume(cluster).job
+    driver = driver_task_id(b"root of a driver")
+
+    def actor(max_restarts: int, parent: bytes, error: SystemFailure | None = None) -> bytes:
+        actor_id = cluster.new_id()
+        creation = cluster.task(
+            task_id=actor_id, kind=ACTOR_CREATION, actor_id=actor_id, job=job, parent=parent,
+            max_retries=max_restarts, outcome=small(),
+        )  # fmt: skip
+        raised = Outcome(b"", 1, TASK_ERROR, [Return(1, b"", b"x")], actor_seq=1)
+        call = cluster.task(
+            kind=ACTOR_CALL, actor_id=actor_id, job=job, parent=parent, outcome=raised
+        )
+        calls[actor_id] = call.header.task_id
+        cluster.log(home, Batch(functions=[FUNCTION], submitted=[creation, call]))
+        cluster.log(home, Batch(actors=[(actor_id, job, True, None)]))
+        if error is not None:
+            cluster.log(home, Batch(actors=[(actor_id, job, False, error)]))
+        return actor_id
+
+    calls: dict[bytes, bytes] = {}
+    killed = SystemFailure("actor_died", "killed")
+    back, dead = actor(-1, driver), actor(-1, driver, killed)
+    plain_one, nested = actor(0, driver), actor(0, b"some parent task")
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    resumed = resume(cluster, b"another driver..")
+    assert [(a.actor_id, a.home) for a in resumed.restarting] == [(back, home)]
+    assert cluster.do(ops.ReadActor(back)).state == "restarting"
+    assert cluster.do(ops.ReadActor(dead)).error == killed
+    assert cluster.do(ops.ReadActor(plain_one)).state == "dead"
+    assert not cluster.do(ops.ReadActor(nested)).found, "its creator makes it anew"
+    states = cluster.do(ops.ReadTasks([calls[a] for a in (back, dead, plain_one, nested)])).tasks
+    assert [state.known for state in states] == [True, False, False, False]
+    granted = cluster.do(ops.RestoreActor(cluster.epoch, back, home, home))
+    assert granted.granted
+    assert [header_decoder.decode(c.spec).task_id for c in granted.calls] == [calls[back]]
 
 
 def test_outcomes_and_hand_overs_of_cancelled_tasks_are_passed_over(cluster: Cluster) -> None:

@@ -26,6 +26,9 @@ def stop_at(place: str) -> None:
     """The driver is gone, as if by a power cut."""
     if os.environ.get("NIGHTLY_KILL") == place:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("NIGHTLY_WAIT") == place:
+        print(place, flush=True)
+        sys.stdin.readline()
 
 
 @ray.remote
