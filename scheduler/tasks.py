@@ -898,8 +898,15 @@ class TaskTable:
     # --- jobs -------------------------------------------------------------------------------------
 
     def job_closed(self, job: int) -> None:
-        """Nobody waits for the job's tasks; the control store has marked them cancelled."""
-        for task in [t for t in self.tasks.values() if t.header.job == job]:
+        """Nobody waits for the job's tasks; the control store has marked them cancelled. What runs
+        is killed: a driver that resumes the job may be about to run it again."""
+        closed = [t for t in self.tasks.values() if t.header.job == job]
+        running = {t.worker.number: t.worker for t in closed if t.worker is not None}
+        for worker in running.values():
+            others = [t for t in worker.in_flight.values() if t.header.job != job]
+            if worker.actor is None and not others:
+                self._core.pool.kill(worker)
+        for task in closed:
             self.tasks.pop(task.header.task_id, None)
             self.infeasible.pop(task.header.task_id, None)
             self._core.pool.dequeue(task)

@@ -404,7 +404,7 @@ class Client:
     def give_up(self, failure: RayError) -> None:
         """There is no node any more: everything that waits fails."""
         self.link.fail(failure)
-        self.refs.fail_all(SystemFailure(ClusterConnectionError.code, str(failure)))
+        self.refs.fail_all(SystemFailure(failure.code, str(failure)))
         self._requests.give_up()
 
     def declare(self) -> tuple[list[Message], list[Message]]:

@@ -93,6 +93,9 @@ class Connection:
             self.socket.sendall(frame(encode(hello)))
             self.welcome, self.early = self._await_welcome()
             self.socket.settimeout(None)
+        except RayError:  # the node's answer
+            self.socket.close()
+            raise
         except (OSError, FrameError, msgspec.MsgspecError) as error:
             self.socket.close()
             raise ClusterConnectionError(

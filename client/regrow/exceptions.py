@@ -306,6 +306,6 @@ BY_CODE: dict[str, type[RayError]] = {
         ActorUnschedulableError, ObjectLostError, ObjectReconstructionFailedError, ObjectFreedError,
         ReplayDifferenceError, ReplayMismatchError, ObjectStoreFullError, OutOfDiskError,
         OutOfMemoryError, RaySystemError, ControlStoreError, DatabaseRestoredError,
-        StorageError,
+        StorageError, CodeChangedError, JobAlreadyRunningError,
     )
 }  # fmt: skip
