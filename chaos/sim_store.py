@@ -19,7 +19,7 @@ from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
 from regrow.gcs.store_values import ACTOR_LOST, CANCELLED, JOB_ENDED, NO_RESTART_LEFT
 from regrow.ids import driver_task_id
-from regrow.messages import ACTOR_CALL, ACTOR_CREATION, OK, TASK_ERROR, HeldTask
+from regrow.messages import ACTOR_CALL, ACTOR_CREATION, OK, PENDING, TASK_ERROR, HeldTask
 
 CLUSTER_ID: Final = b"simulated store."
 NO_STAMP: Final = 0
@@ -218,7 +218,16 @@ class SimStore(SimReads):
         unfinished = [item for item in runs if item[1].status != "finished"]
         if not unfinished:
             job, driver_id = len(self.jobs) + 1, driver_task_id(op.job_root)
-            new = JobEntry(op.job_root, driver_id, "running", op.name, len(runs) + 1, 1, op.runtime)
+            new = JobEntry(
+                op.job_root,
+                driver_id,
+                "running",
+                op.name,
+                len(runs) + 1,
+                1,
+                op.runtime,
+                op.detached,
+            )
             self.jobs.put(job, new)
             return ops.JobResumed(job, op.job_root, 1, op.runtime)
         job, entry = unfinished[-1]
@@ -226,7 +235,7 @@ class SimStore(SimReads):
             return ops.JobResumed(job, op.job_root, entry.driver, entry.runtime)
         if entry.status == "running":
             return ops.JobResumed(0)
-        entry = replace(entry, status="running", driver=entry.driver + 1)
+        entry = replace(entry, status="running", driver=entry.driver + 1, detached=op.detached)
         self.jobs.put(job, entry)
         self._restart_actors(job)
         self._discard(job, entry.driver_id)
@@ -288,11 +297,11 @@ class SimStore(SimReads):
         if entry is None:
             return ops.JobRow(False)
         running = entry.status == "running"
-        return ops.JobRow(True, entry.job_root, running, entry.name, entry.driver)
+        return ops.JobRow(True, entry.job_root, running, entry.name, entry.driver, entry.detached)
 
     def _read_jobs(self, op: ops.ReadJobs) -> ops.JobRows:
         running = [
-            (job, e.job_root, e.name, e.driver)
+            (job, e.job_root, e.name, e.driver, e.detached)
             for job, e in self.jobs.items()
             if e.status == "running"
         ]
@@ -311,6 +320,19 @@ class SimStore(SimReads):
             if rebuild.open and self.tasks[rebuild.task_id].header.job == op.job:
                 self.rebuilds.put(number, replace(rebuild, open=False))
         return ops.Done()
+
+    def _end_idle_jobs(self, op: ops.EndIdleJobs) -> ops.JobsEnded:
+        for job in op.jobs:
+            entry = self.jobs.get(job)
+            rows = [row for row in self.tasks.values() if row.header.job == job]
+            lives = any(a.job == job and a.state != "dead" for a in self.actors.values())
+            if entry is None or entry.status != "running" or lives:
+                continue
+            if all(row.status != PENDING for row in rows):
+                status = "finished" if all(row.status == OK for row in rows) else "failed"
+                self.jobs.put(job, replace(entry, status=status))
+        known = [(job, self.jobs[job]) for job in sorted(op.jobs) if job in self.jobs]
+        return ops.JobsEnded([job for job, entry in known if entry.status != "running"])
 
     def _reserve_actor_name(self, op: ops.ReserveActorName) -> ops.ActorRow:
         free = not self.actor_named(op.name, op.namespace).found
@@ -434,6 +456,7 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.ReadJob: SimStore._read_job,
     ops.ReadJobs: SimStore._read_jobs,
     ops.EndJob: SimStore._end_job,
+    ops.EndIdleJobs: SimStore._end_idle_jobs,
     ops.ReserveActorName: SimStore._reserve_actor_name,
     ops.ReadActor: SimStore._read_actor,
     ops.ReadFunctions: SimStore._read_functions,

@@ -42,6 +42,7 @@ class JobEntry(_Row, frozen=True):
     run: int = 0
     driver: int = 0
     runtime: str = ""
+    detached: bool = False
 
 
 class TaskRow(_Row, frozen=True):

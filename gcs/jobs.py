@@ -19,11 +19,13 @@ from regrow.gcs.core_context import Context, Continuation, Reply
 from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import (
     CreateJob,
+    EndIdleJobs,
     EndJob,
     JobCreated,
     JobResumed,
     JobRow,
     JobRows,
+    JobsEnded,
     ReadJob,
     ReadJobs,
     RestartingActor,
@@ -35,6 +37,8 @@ from regrow.messages import CloseJob, JobClosed, JobOpened, OpenJob, Stop, Syste
 LINGER_S: Final = 0.1
 #: A new leader gives the driver of a named job so long to say that it is there.
 CLAIM_S: Final = 3.0
+#: How often it is looked whether anything is left in jobs without a driver.
+IDLE_INTERVAL_S: Final = 1.0
 
 
 class _Opener(Struct):
@@ -55,6 +59,8 @@ class _Job(Struct):
     ending: bool = False
     name: str = ""
     driver: int = 0
+    #: It outlives its driver, until nothing in it is unfinished.
+    detached: bool = False
     #: Who goes on with it once it has ended; not before ``claim_until``.
     next: _Opener | None = None
     claim_until: float = 0.0
@@ -79,6 +85,10 @@ class _Resuming(Continuation):
     opener: _Opener
 
 
+class _Looking(Continuation):
+    pass
+
+
 class _Ending(Continuation):
     pass
 
@@ -98,12 +108,15 @@ class Jobs:
         #: Openers that came before the jobs were read, and names that are being opened.
         self._early: list[_Opener] = []
         self._names: set[str] = set()
+        #: When it is looked next which jobs without a driver have ended.
+        self._look_at = 0.0
         self.closed: Callable[[int], None]
         self.restarting: Callable[[list[RestartingActor]], None]
         context.on(_Loading, self._jobs_read)
         context.on(_Creating, self._created)
         context.on(_Reopening, self._job_read)
         context.on(_Resuming, self._resumed)
+        context.on(_Looking, self._looked)
         context.on(_Ending, self._ended)
 
     # leadership
@@ -115,10 +128,11 @@ class Jobs:
     def _jobs_read(self, then: _Loading, reply: Reply) -> None:
         rows: JobRows = reply.result
         self._loaded = True
-        for job, root, name, driver in rows.jobs:
+        for job, root, name, driver, detached in rows.jobs:
             if job not in self._jobs:
-                claim_until = self._context.now + CLAIM_S
-                entry = _Job(root, 0, self._grace(), False, name, driver, None, claim_until)
+                entry = _Job(root, 0, None, False, name, driver, detached)
+                entry.claim_until = self._context.now + CLAIM_S
+                self._lose(entry)
                 self._add(job, entry)
         early, self._early = self._early, []
         for opener in early:
@@ -173,7 +187,7 @@ class Jobs:
             return
         if row.found and row.running and not (job and job.ending):
             opened = JobOpened(then.number, operation.job, row.job_root, None, row.driver)
-            self._opened(then.asker, opened, row.name)
+            self._opened(then.asker, opened, row.name, row.detached)
             return
         self._opening -= 1
         reason = "it has ended" if row.found else "it does not exist"
@@ -189,13 +203,15 @@ class Jobs:
             conn = self._members.nodes[asker[0]].conn
             self._context.send(conn, JobOpened(number, 0, b"", error))
 
-    def _opened(self, asker: tuple[int, int], opened: JobOpened, name: str = "") -> None:
+    def _opened(
+        self, asker: tuple[int, int], opened: JobOpened, name: str = "", detached: bool = False
+    ) -> None:
         self._opening -= 1
         node = self._members.nodes.get(asker[0]) if self._members.is_alive(*asker) else None
         here = node is not None and node.conn
-        entry = _Job(opened.job_root, asker[0] if here else 0, name=name, driver=opened.driver)
+        entry = _Job(opened.job_root, asker[0], None, False, name, opened.driver, detached)
         if not here:  # nobody to tell: the driver asks again elsewhere
-            entry.lost_until = self._grace()
+            self._lose(entry)
         self._add(opened.job, entry)
         if node is not None and here:
             self._context.send(node.conn, opened)
@@ -223,7 +239,7 @@ class Jobs:
         opener = job.next
         if opener is None or job.ending:
             return
-        if job.node_id and not opener.message.takeover:
+        if (job.node_id or job.detached) and not opener.message.takeover:
             job.next = None
             self._opening -= 1
             self._refuse(opener.asker, opener.message.number, _running(job.name))
@@ -235,7 +251,7 @@ class Jobs:
         self._names.add(message.name)
         operation = ResumeJob(
             self._context.epoch, message.name, opener.root, message.entrypoint, message.pid,
-            message.runtime,
+            message.runtime, message.detached,
         )  # fmt: skip
         self._context.execute(operation, _Resuming(opener))
 
@@ -251,7 +267,7 @@ class Jobs:
             message.number, resumed.job, resumed.job_root, None, resumed.driver, resumed.runtime,
             resumed.versions,
         )  # fmt: skip
-        self._opened(then.opener.asker, opened, message.name)
+        self._opened(then.opener.asker, opened, message.name, message.detached)
         self.restarting(resumed.restarting)
 
     # closing
@@ -265,6 +281,8 @@ class Jobs:
             self._context.send(node.conn, JobClosed(message.job))
         elif message.driver and message.driver != job.driver and job.root:
             return  # it was taken over
+        elif job.detached:
+            self._lose(job)
         elif not message.lost:
             self._end(message.job, job, "failed" if message.failed else "finished")
         elif job.node_id in (0, node.node_id):  # else it has come back through another node
@@ -272,7 +290,7 @@ class Jobs:
 
     def _lose(self, job: _Job) -> None:
         job.node_id = 0
-        if job.lost_until is None:
+        if job.lost_until is None and not job.detached:
             job.lost_until = self._grace()
 
     def resumed(self, node: Node) -> None:
@@ -292,9 +310,13 @@ class Jobs:
 
     def _ended(self, then: _Ending, reply: Reply) -> None:
         operation: EndJob = reply.operation
-        job = self._jobs.pop(operation.job)
-        self._members.broadcast(JobClosed(operation.job))
-        self.closed(operation.job)
+        self._gone(operation.job)
+
+    def _gone(self, number: int) -> None:
+        """Postgres has it as ended."""
+        job = self._jobs.pop(number)
+        self._members.broadcast(JobClosed(number))
+        self.closed(number)
         if job.next is not None:
             self._resume(job.next)
             return
@@ -307,10 +329,20 @@ class Jobs:
             self._make_way(number, job)
             if job.lost_until is not None and job.lost_until <= now:
                 self._end(number, job, "failed")
+        alone = [n for n, job in self._jobs.items() if job.detached and not job.node_id]
+        if alone and self._look_at <= now:
+            self._look_at = now + IDLE_INTERVAL_S
+            self._context.execute(EndIdleJobs(self._context.epoch, alone), _Looking())
         if self._stop_at is not None and self._stop_at <= now and self._idle:
             self._stop_at = None
             self._members.broadcast(Stop())
             self._context.stop_cluster("the last job ended")
+
+    def _looked(self, then: _Looking, reply: Reply) -> None:
+        ended: JobsEnded = reply.result
+        for number in ended.jobs:
+            if number in self._jobs and not self._jobs[number].ending:
+                self._gone(number)
 
     @property
     def _idle(self) -> bool:
@@ -325,7 +357,7 @@ class Jobs:
         assert self._opening >= 0
         for job in self._jobs.values():
             assert job.node_id == 0 or job.node_id in self._members.nodes
-            assert job.node_id != 0 or job.lost_until is not None
+            assert job.node_id != 0 or job.detached or job.lost_until is not None
 
 
 def _running(name: str) -> SystemFailure:

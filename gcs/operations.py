@@ -328,6 +328,8 @@ class ResumeJob(_Value, frozen=True):
     entrypoint: str
     pid: int
     runtime: str = ""
+    #: It outlives its driver.
+    detached: bool = False
 
 
 class JobResumed(_Value, frozen=True):
@@ -357,6 +359,7 @@ class JobRow(_Value, frozen=True):
     running: bool = False
     name: str = ""
     driver: int = 0
+    detached: bool = False
 
 
 class ReadJobs(_Value, frozen=True):
@@ -364,9 +367,9 @@ class ReadJobs(_Value, frozen=True):
 
 
 class JobRows(_Value, frozen=True):
-    """(job, job root, name, driver)"""
+    """(job, job root, name, driver, detached)"""
 
-    jobs: list[tuple[int, bytes, str, int]]
+    jobs: list[tuple[int, bytes, str, int, bool]]
 
 
 class EndJob(_Value, frozen=True):
@@ -376,6 +379,20 @@ class EndJob(_Value, frozen=True):
     epoch: int
     job: int
     status: str
+
+
+class EndIdleJobs(_Value, frozen=True):
+    """Ends those of these jobs in which nothing is unfinished, and no actor lives: as "failed" if
+    something in them failed. -> JobsEnded"""
+
+    epoch: int
+    jobs: list[int]
+
+
+class JobsEnded(_Value, frozen=True):
+    """Those that have ended, now or before."""
+
+    jobs: list[int]
 
 
 class Done(_Value, frozen=True):
@@ -557,12 +574,12 @@ class UpdateResources(_Value, frozen=True):
 
 Operation = (
     Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ResumeJob
-    | ReadJob | ReadJobs | EndJob | ReserveActorName | ReadActor | ReadFunctions | ReadTasks
-    | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
+    | ReadJob | ReadJobs | EndJob | EndIdleJobs | ReserveActorName | ReadActor | ReadFunctions
+    | ReadTasks | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
     | UpdateResources
 )  # fmt: skip
 Result = (
     Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated
-    | JobResumed | JobRow | JobRows | Done | ActorRow | FunctionRows | TaskRows | ObjectRows
-    | Lineage | RebuildsGranted | NodeRows | ActorRestored
+    | JobResumed | JobRow | JobRows | JobsEnded | Done | ActorRow | FunctionRows | TaskRows
+    | ObjectRows | Lineage | RebuildsGranted | NodeRows | ActorRestored
 )  # fmt: skip

@@ -68,6 +68,7 @@ _REPEATABLE: Final[dict[type, Handler]] = {
     ops.CreateJob: store_jobs.create_job,
     ops.ResumeJob: store_resume.resume_job,
     ops.EndJob: store_jobs.end_job,
+    ops.EndIdleJobs: store_jobs.end_idle_jobs,
     ops.ReserveActorName: store_jobs.reserve_actor_name,
     ops.GrantRebuilds: store_recovery.grant_rebuilds,
     ops.RestoreActor: store_actors.restore_actor,

@@ -8,11 +8,13 @@ from regrow.gcs.operations import (
     ActorRow,
     CreateJob,
     Done,
+    EndIdleJobs,
     EndJob,
     FunctionRows,
     JobCreated,
     JobRow,
     JobRows,
+    JobsEnded,
     ReadActor,
     ReadFunctions,
     ReadJob,
@@ -37,11 +39,11 @@ RETURNING job
 """
 _JOB_OF_ROOT = "SELECT job FROM regrow.jobs WHERE job_root = :job_root"
 _JOB = """
-SELECT job_root, status = 'running' AS running, coalesce(name, '') AS name, driver
+SELECT job_root, status = 'running' AS running, coalesce(name, '') AS name, driver, detached
 FROM regrow.jobs WHERE job = :job
 """
 _RUNNING_JOBS = """
-SELECT job, job_root, coalesce(name, '') AS name, driver FROM regrow.jobs
+SELECT job, job_root, coalesce(name, '') AS name, driver, detached FROM regrow.jobs
 WHERE status = 'running' ORDER BY job
 """
 LOCK_NODES: Final = """
@@ -89,12 +91,12 @@ def read_job(connection: Connection, op: ReadJob) -> JobRow:
     if not rows:
         return JobRow(False)
     [row] = rows
-    return JobRow(True, row.job_root, row.running, row.name, row.driver)
+    return JobRow(True, row.job_root, row.running, row.name, row.driver, row.detached)
 
 
 def read_jobs(connection: Connection, op: ReadJobs) -> JobRows:
     rows = run(connection, _RUNNING_JOBS)
-    return JobRows([(row.job, row.job_root, row.name, row.driver) for row in rows])
+    return JobRows([(row.job, row.job_root, row.name, row.driver, row.detached) for row in rows])
 
 
 def end_job(connection: Connection, op: EndJob) -> Done:
@@ -107,6 +109,27 @@ def end_job(connection: Connection, op: EndJob) -> Done:
         run(connection, _END_ACTORS, job=op.job, error=encode(JOB_ENDED))
         run(connection, _END_REBUILDS, part=rows[0].part, job=op.job)
     return Done()
+
+
+_END_IDLE = """
+UPDATE regrow.jobs j SET finished_at = regrow.now(), status = CASE WHEN EXISTS (
+        SELECT FROM regrow.task_log t WHERE t.part = j.part AND t.job = j.job AND t.status > 1)
+    THEN 'failed' ELSE 'finished' END
+WHERE j.job = ANY (CAST(:jobs AS int[])) AND j.status = 'running' AND NOT EXISTS (
+        SELECT FROM regrow.task_log t WHERE t.part = j.part AND t.job = j.job AND t.status = 0)
+    AND NOT EXISTS (SELECT FROM regrow.actors a WHERE a.job = j.job AND a.state <> 'dead')
+"""
+_ENDED = """
+SELECT job FROM regrow.jobs WHERE job = ANY (CAST(:jobs AS int[])) AND status <> 'running'
+ORDER BY job
+"""
+
+
+def end_idle_jobs(connection: Connection, op: EndIdleJobs) -> JobsEnded:
+    """As at the end of a job, the nodes' rows are locked first."""
+    run(connection, LOCK_NODES)
+    run(connection, _END_IDLE, jobs=op.jobs)
+    return JobsEnded([job for (job,) in run(connection, _ENDED, jobs=op.jobs)])
 
 
 # --- functions ------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ WHERE name = :name AND status <> 'finished' ORDER BY run DESC LIMIT 1
 """
 _NEW_RUN = """
 INSERT INTO regrow.jobs (
-    job_root, driver_id, part, entrypoint, pid, started_at, name, run, driver, runtime)
+    job_root, driver_id, part, entrypoint, pid, started_at, name, run, driver, runtime,
+    detached)
 SELECT :job_root, :driver_id, 0, :entrypoint, :pid, regrow.now(), :name,
-    1 + coalesce(max(run), 0), 1, :runtime
+    1 + coalesce(max(run), 0), 1, :runtime, :detached
 FROM regrow.jobs WHERE name = :name
 RETURNING job
 """
@@ -34,7 +35,7 @@ UPDATE regrow.jobs SET part = regrow.part_of_job(job) WHERE job = :job RETURNING
 _ENSURE_PARTITION = "SELECT regrow.ensure_partition(:part)"
 _NEXT_DRIVER = """
 UPDATE regrow.jobs SET status = 'running', finished_at = NULL, driver = driver + 1,
-    entrypoint = :entrypoint, pid = :pid
+    entrypoint = :entrypoint, pid = :pid, detached = :detached
 WHERE job = :job RETURNING driver
 """
 #: A name that another actor has meanwhile stays with that one.
@@ -114,6 +115,7 @@ def _begin(connection: Connection, op: ResumeJob) -> JobResumed:
         pid=op.pid,
         name=op.name,
         runtime=op.runtime,
+        detached=op.detached,
     )
     [(part,)] = run(connection, _OWN_PART, job=job)
     run(connection, _ENSURE_PARTITION, part=part)
@@ -124,7 +126,14 @@ def _resume(connection: Connection, op: ResumeJob, job: Row) -> JobResumed:
     """The nodes' rows are locked first, as at the end of a job: a batch is before this or after."""
     run(connection, LOCK_NODES)
     which = {"job": job.job, "part": job.part}
-    [(driver,)] = run(connection, _NEXT_DRIVER, job=job.job, entrypoint=op.entrypoint, pid=op.pid)
+    [(driver,)] = run(
+        connection,
+        _NEXT_DRIVER,
+        job=job.job,
+        entrypoint=op.entrypoint,
+        pid=op.pid,
+        detached=op.detached,
+    )
     run(connection, _RESTART_ACTORS, **which, job_ended=encode(JOB_ENDED))
     run(connection, _DELETE_ACTORS, **which, driver_id=job.driver_id)
     run(connection, _DISCARD, **which, driver_id=job.driver_id)

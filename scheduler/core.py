@@ -674,6 +674,7 @@ class Core:
                 hello.takeover,
                 driver.number,
                 hello.runtime,
+                hello.detached,
             )
         )
 

@@ -35,7 +35,7 @@ from regrow._refs import ObjectRef, set_table
 from regrow._remote import RemoteFunction
 from regrow._resuming import POLICIES
 from regrow.config import RESOURCE_UNIT, Config
-from regrow.exceptions import RaySystemError, UnsupportedOptionError
+from regrow.exceptions import ClusterConnectionError, RaySystemError, UnsupportedOptionError
 from regrow.messages import Bye, NodeView, Resources
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def init(
 
     ``job`` names a job that is resumed: run the same program again after its driver ended in
     another way than well, and every task that has finished is found, not run again.  ``takeover``
-    takes it from a driver that still runs it.  ``on_changed_code`` says what becomes of results of
+    takes it from a driver that still runs it; a job that ``regrow job submit`` runs has the name
+    that was given there.  ``on_changed_code`` says what becomes of results of
     a function whose code has changed: "error", "rerun" (its calls, and what depends on them) or
     "keep".
 
@@ -124,8 +125,8 @@ def init(
     JobAlreadyRunningError, and CodeChangedError where a job is resumed with another Python or
     regrow (for a function, its first call raises it).
     """
-    global _session
     _check_init(others)
+    job = job or os.environ.get("REGROW_JOB") or None
     logger = logging.getLogger("regrow")
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
@@ -166,13 +167,48 @@ def init(
         except BaseException:
             session.close()
             raise
-        _session = session
-        set_table(driver.refs)
-        _client.set_current(driver)
+        _enter(session, driver)
         what = "Started a regrow cluster" if session.started else "Joined the regrow cluster"
         if logger.level <= logging.INFO:
             print(f"{what} in {session.home} ({_job_words(driver, job)})", file=sys.stderr)
         return _context()
+
+
+def _enter(session: Session, driver: Driver) -> None:
+    """From now on this process is a driver."""
+    global _session
+    _session = session
+    set_table(driver.refs)
+    _client.set_current(driver)
+
+
+def join_detached(name: str, entrypoint: str, *, takeover: bool, detached: bool) -> None:
+    """Join the cluster that runs, as the driver of a named job that may outlive it.
+
+    Raises ClusterConnectionError if none runs, or one that ends with its last driver, and
+    JobAlreadyRunningError.
+    """
+    from regrow._bootstrap import attach
+    from regrow._driver import Driver
+
+    with _state_lock:
+        session = attach(address="auto")
+        try:
+            if session.ephemeral:
+                raise ClusterConnectionError(
+                    f"the cluster in {session.home} ends with its last driver; start one that "
+                    "stays with `regrow start --head`"
+                )
+            driver = Driver(
+                session.node_socket, session.token, session.local_sockets, durability="commit",
+                namespace="", log_to_driver=False, reconnect_timeout_s=30.0, job=name,
+                takeover=takeover, on_changed_code="keep", detached=detached,
+                entrypoint=entrypoint,
+            )  # fmt: skip
+        except BaseException:
+            session.close()
+            raise
+        _enter(session, driver)
 
 
 def _check_job(job: str | None, takeover: bool | None, on_changed_code: str) -> None:

@@ -55,12 +55,14 @@ class Driver(Client):
         self, path: str, token: str, local_sockets: Callable[[], list[str]], *,
         durability: str, namespace: str, log_to_driver: bool, reconnect_timeout_s: float,
         job: str = "", takeover: bool = False, on_changed_code: str = "error",
+        detached: bool = False, entrypoint: str = "",
     ) -> None:  # fmt: skip
         self._token = token
+        self._entrypoint = entrypoint or " ".join(sys.argv) or sys.executable
         self._durability = durability
         self._local_sockets = local_sockets
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._job_name, self._takeover = job, takeover
+        self._job_name, self._takeover, self._detached = job, takeover, detached
         self.number = 0
         connection = Connection(path, self._hello(0))
         super().__init__(connection, "driver", durability)
@@ -88,10 +90,11 @@ class Driver(Client):
         self.link.start()
 
     def _hello(self, job: int) -> Hello:
-        entrypoint = " ".join(sys.argv) or sys.executable
         return Hello(
-            PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability, entrypoint,
+            PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability,
+            self._entrypoint,
             self._job_name, self._takeover, self.number, runtime(),
+            self._detached,
         )  # fmt: skip
 
     def define(self, definition: FunctionDef) -> None:

@@ -24,7 +24,24 @@ from regrow import _bootstrap, _daemons
 from regrow.gcs import embedded
 from tests.cluster.conftest import PasswordServer
 
-COMMANDS = ("", "start", "stop", "status", "list", "sql", "demo", "db", "db upgrade")
+COMMANDS = (
+    "",
+    "start",
+    "stop",
+    "status",
+    "list",
+    "sql",
+    "demo",
+    "db",
+    "db upgrade",
+    "job",
+    "job submit",
+    "job status",
+    "job logs",
+    "job stop",
+    "job resume",
+    "job delete",
+)
 #: Where an example stands for whatever server a user has.
 EXAMPLE_URL = re.compile(r"postgresql://\S+")
 

@@ -527,7 +527,7 @@ def test_a_job_is_created_once_per_root(cluster: Cluster) -> None:
     assert again.job == cluster.job
     other = cluster.do(ops.CreateJob(cluster.epoch, b"another job root", "other.py", 8)).job
     assert cluster.do(ops.ReadJobs()).jobs == [
-        (cluster.job, cluster.job_root, "", 0), (other, b"another job root", "", 0),
+        (cluster.job, cluster.job_root, "", 0, False), (other, b"another job root", "", 0, False),
     ]  # fmt: skip
     assert cluster.do(ops.ReadJob(other)) == ops.JobRow(True, b"another job root", True)
     assert cluster.do(ops.ReadJob(99)) == ops.JobRow(False)
@@ -546,7 +546,7 @@ def test_the_end_of_a_job_cancels_its_tasks_and_no_others(cluster: Cluster) -> N
     data = states[0].values[0].data
     assert data is not None
     assert failure_decoder.decode(data).code == "cancelled"
-    assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root", "", 0)]
+    assert cluster.do(ops.ReadJobs()).jobs == [(other, b"another job root", "", 0, False)]
 
 
 def resume(cluster: Cluster, root: bytes = b"root of a driver", name: str = "nightly") -> Any:
@@ -597,6 +597,28 @@ def test_what_failed_is_taken_out_of_a_job_that_is_resumed(cluster: Cluster) -> 
     assert cluster.append(node, Batch(outcomes=[small(task_id=b"x" * 16)])).verdict == CONFLICT
     cluster.log(node, Batch(submitted=[cluster.task(job=job, task_id=first, outcome=small())]))
     assert cluster.do(ops.ReadTasks([first])).tasks[0].status == OK
+
+
+def test_a_detached_job_ends_when_nothing_in_it_is_unfinished(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    one, two, three = (
+        cluster.do(
+            ops.ResumeJob(cluster.epoch, name, name.encode() * 16, "main.py", 7, "", True)
+        ).job
+        for name in "abc"
+    )
+    assert cluster.do(ops.ReadJob(one)).detached
+    task = cluster.task(job=one)
+    failed = Outcome(b"", 1, TASK_ERROR, [Return(1, b"", b"x")])
+    cluster.log(node, Batch(submitted=[task, cluster.task(job=two, outcome=failed)]))
+    actor = (cluster.new_id(), three, True, None)
+    cluster.log(node, Batch(actors=[actor]))
+    end = ops.EndIdleJobs(cluster.epoch, [one, two, three])
+    assert cluster.do(end).jobs == [two]
+    cluster.log(node, Batch(outcomes=[small(task_id=task.header.task_id)]))
+    assert cluster.do(end).jobs == [one, two]
+    jobs = dict(cluster.world.tables()["jobs"])
+    assert (jobs[one], jobs[two], jobs[three]) == ("finished", "failed", "running")
 
 
 def test_actors_of_a_job_that_is_resumed_come_back_if_they_may(cluster: Cluster) -> None:

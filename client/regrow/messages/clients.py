@@ -83,6 +83,8 @@ class Hello(WireMessage, frozen=True, tag=1):
     driver: int = 0
     #: Versions of Python and regrow.
     runtime: str = ""
+    #: The job outlives its driver: it ends when nothing in it is unfinished.
+    detached: bool = False
 
 
 class Submit(WireMessage, frozen=True, tag=2):

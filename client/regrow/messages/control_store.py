@@ -99,6 +99,7 @@ class OpenJob(WireMessage, frozen=True, tag=86):
     takeover: bool = False
     driver: int = 0
     runtime: str = ""
+    detached: bool = False
 
 
 class CloseJob(WireMessage, frozen=True, tag=87):

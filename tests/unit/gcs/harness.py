@@ -100,6 +100,9 @@ class FakeStore:
         self.states: dict[bytes, TaskState] = {}
         self.rebuilds: dict[bytes, tuple[int, int]] = {}
         self.jobs: dict[int, bytes] = {}
+        #: Jobs that outlive their drivers, and those of them in which something is unfinished.
+        self.detached: set[int] = set()
+        self.unfinished: set[int] = set()
         #: Job -> (name, driver).
         self.named: dict[int, tuple[str, int]] = {}
         self.ended: dict[int, str] = {}
@@ -221,6 +224,8 @@ class FakeStore:
                 restarting = list(self.restarting.values())
                 return ops.JobResumed(job, self.jobs[job], driver + 1, "3.11", restarting)
         job = len(self.jobs) + 1
+        if op.detached:
+            self.detached.add(job)
         self.jobs[job], self.named[job] = op.job_root, (op.name, 1)
         return ops.JobResumed(job, op.job_root, 1, op.runtime)
 
@@ -228,15 +233,21 @@ class FakeStore:
         found = op.job in self.jobs
         running = found and op.job not in self.ended
         name, driver = self.named.get(op.job, ("", 0))
-        return ops.JobRow(found, self.jobs.get(op.job, b""), running, name, driver)
+        detached = op.job in self.detached
+        return ops.JobRow(found, self.jobs.get(op.job, b""), running, name, driver, detached)
 
     def _ReadJobs(self, op: ops.ReadJobs) -> Result:  # noqa: N802
         jobs = [
-            (job, root, *self.named.get(job, ("", 0)))
+            (job, root, *self.named.get(job, ("", 0)), job in self.detached)
             for job, root in self.jobs.items()
             if job not in self.ended
         ]
         return ops.JobRows(jobs)
+
+    def _EndIdleJobs(self, op: ops.EndIdleJobs) -> Result:  # noqa: N802
+        ended = [job for job in op.jobs if job not in self.unfinished]
+        self.ended.update(dict.fromkeys(ended, "finished"))
+        return ops.JobsEnded(ended)
 
     def _EndJob(self, op: ops.EndJob) -> Result:  # noqa: N802
         self.ended[op.job] = op.status

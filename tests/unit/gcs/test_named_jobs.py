@@ -135,3 +135,30 @@ def test_actors_of_a_resumed_job_are_restored() -> None:
     bench.store.restarting[tid(7)] = ops.RestartingActor(tid(7), 1, (1, 1))
     assert opened(bench, one, 12).driver == 2
     assert bench.last(one, RestoreActor).actor_id == tid(7)
+
+
+def test_a_detached_job_outlives_its_driver_until_nothing_in_it_is_unfinished() -> None:
+    bench = Bench()
+    one, two = bench.join(), bench.join()
+    bench.store.unfinished.add(1)
+    bench.say(one, OpenJob(11, 0, "", 1, NAME, detached=True))
+    bench.say(one, CloseJob(1, failed=False, driver=1))
+    bench.kill(one)
+    bench.tick(30.0)
+    assert bench.store.ended == {}
+    assert refused(opened(bench, two, 12)), "it runs"
+    bench.store.unfinished.clear()
+    bench.tick(2.0)
+    assert bench.store.ended == {1: "finished"}
+    assert bench.of(two, JobClosed) == [JobClosed(1)]
+
+
+def test_a_detached_job_is_stopped_by_who_takes_it_over() -> None:
+    bench = Bench()
+    one = bench.join()
+    bench.store.unfinished.add(1)
+    bench.say(one, OpenJob(11, 0, "", 1, NAME, detached=True))
+    bench.say(one, CloseJob(1, failed=False, driver=1))
+    assert opened(bench, one, 12, takeover=True).driver == 2
+    bench.say(one, CloseJob(1, failed=False, driver=2))
+    assert bench.store.ended == {1: "finished"}
