@@ -131,7 +131,7 @@ class TestExamples:
     def test_every_command_has_some_that_are_whole_lines(self) -> None:
         for command in COMMANDS:
             lines = examples(command)
-            assert lines or command == "db", command
+            assert lines or command in ("db", "job"), command
             for line in lines:
                 words = [w for w in shlex.split(line) if "=" not in w or w[0] == "-"]
                 assert words[0] == "regrow", line
@@ -146,6 +146,25 @@ class TestExamples:
                     shell.run(EXAMPLE_URL.sub("", line))
         for line in examples("stop"):
             shell.run(line)
+
+    def test_those_of_jobs_work(self, shell: Shell) -> None:
+        pipeline = shell.folder / "pipeline.py"
+        pipeline.write_text(
+            "import os, time\nimport regrow as ray\nray.init()\nprint('begun', flush=True)\n"
+            "time.sleep(60 if 'STAGE' in os.environ else 0)\n"
+        )
+        shell.run("regrow start --head")
+        waits, returns = examples("job submit")
+        assert "begun" in shell.run(waits).stdout
+        assert "finished" in shell.run(*examples("job status")).stdout
+        assert "begun" in shell.run(*examples("job logs")).stdout
+        shell.run(returns)
+        shell.run(*examples("job stop"))
+        pipeline.write_text("import regrow as ray\nray.init()\nprint('ended')\n")
+        assert "ended" in shell.run(*examples("job resume")).stdout
+        for line in examples("job delete"):
+            assert "Deleted" in shell.run(line).stdout
+        assert shell.json("regrow list jobs --json") == []
 
     def test_a_blocking_start_stops_what_it_started(self, shell: Shell) -> None:
         (line,) = [line for line in examples("start") if "--block" in line]
