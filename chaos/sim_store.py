@@ -274,7 +274,9 @@ class SimStore(SimReads):
                 self.actors.remove(actor_id)
         for key, row in rows:
             actor_back = self.actors.get(row.header.actor_id)
-            stays = actor_back is not None and actor_back.state == "restarting"
+            stays = (
+                actor_back is not None and actor_back.state != "dead" and actor_back.max_restarts
+            )
             raised = row.status == TASK_ERROR and not (row.header.kind == ACTOR_CALL and stays)
             if raised or row.status not in (OK, TASK_ERROR) or row.header.actor_id in forgotten:
                 self.tasks.remove(key)

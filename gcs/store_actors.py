@@ -11,9 +11,8 @@ from regrow.gcs.store_values import NO_RESTART_LEFT
 from regrow.messages import failure_decoder
 
 _ACTOR = """
-SELECT a.state, a.job, a.node_id, a.incarnation, a.error, j.part
-FROM regrow.actors a JOIN regrow.jobs j ON j.job = a.job
-WHERE a.actor_id = :actor_id FOR UPDATE OF a
+SELECT state, job, node_id, incarnation, error FROM regrow.actors
+WHERE actor_id = :actor_id FOR UPDATE
 """
 #: Against its fencing, which locks the row for itself.
 _TARGET = """
@@ -27,10 +26,11 @@ ORDER BY actor_seq DESC LIMIT 1
 _MOVE = """
 UPDATE regrow.actors SET node_id = :node_id, incarnation = :incarnation WHERE actor_id = :actor_id
 """
-#: What it executed: calls that failed before they reached it have no place in its order.
+#: What it executed, for whatever job: calls that failed before they reached it have no place in its
+#: order.
 _EXECUTED = """
 SELECT t.task_id FROM regrow.task_log t
-WHERE t.part = :part AND t.actor_id = :actor_id AND t.status IN (1, 2)
+WHERE t.actor_id = :actor_id AND t.status IN (1, 2)
     AND (t.kind = 1 OR t.actor_seq > :after)
 """
 _CLOSE = f"""
@@ -43,14 +43,14 @@ INSERT INTO regrow.rebuilds (task_id, attempt, node_id, incarnation, started_at)
 SELECT t.task_id,
     t.attempt + 1 + (SELECT count(*) FROM regrow.rebuilds b WHERE b.task_id = t.task_id),
     :node_id, :incarnation, regrow.now()
-FROM regrow.task_log t WHERE t.part = :part AND t.task_id IN ({_EXECUTED})
+FROM regrow.task_log t WHERE t.task_id IN ({_EXECUTED})
 ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
 _CALLS = f"""
 SELECT t.task_id, t.kind, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num_returns,
     t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq
 FROM regrow.task_log t JOIN regrow.rebuilds r ON r.task_id = t.task_id AND r.finished_at IS NULL
-WHERE t.part = :part AND t.task_id IN ({_EXECUTED})
+WHERE t.task_id IN ({_EXECUTED})
 ORDER BY t.kind, t.actor_seq
 """
 
@@ -72,7 +72,7 @@ def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
         return ActorRestored(False, actor.job)
     saved = run(connection, _CHECKPOINT, actor_id=op.actor_id)
     after = saved[0].actor_seq if saved else 0
-    which = {"actor_id": op.actor_id, "part": actor.part, "after": after}
+    which = {"actor_id": op.actor_id, "after": after}
     run(connection, _MOVE, actor_id=op.actor_id, **target)
     run(connection, _CLOSE, **which, **target)
     run(connection, _OPEN, **which, **target)

@@ -62,13 +62,14 @@ DELETE FROM regrow.actors a WHERE a.job = :job AND a.state <> 'restarting' AND (
         SELECT FROM regrow.task_log t
         WHERE t.part = :part AND t.task_id = a.actor_id AND t.status = 1))
 """
-#: An exception that a method raised belongs to the history of an actor which comes back.
+#: An exception that a method raised belongs to the history of an actor which may come back.
 _DISCARD = f"""
 WITH gone AS (
     DELETE FROM regrow.task_log t WHERE t.part = :part AND t.job = :job AND (
         t.status IN (3, 4)
         OR t.status = 2 AND NOT (t.kind = 2 AND EXISTS (
-            SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id AND a.state = 'restarting'))
+            SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id
+                AND a.state <> 'dead' AND coalesce(a.max_restarts, 0) <> 0))
         OR t.actor_id IN ({_FORGOTTEN_ACTORS}))
     RETURNING t.task_id, t.status)
 INSERT INTO regrow.discarded_tasks (task_id, job)

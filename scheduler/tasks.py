@@ -26,6 +26,7 @@ from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     ASYNC,
+    CHECKPOINT,
     OK,
     PENDING,
     RECOVERABLE,
@@ -700,7 +701,7 @@ class TaskTable:
                 key = (object_id(header.task_id, index), task.attempt)
                 self._core.transport.seal(key, returned.digest, client)
         if (
-            header.max_retries == 0
+            (header.max_retries == 0 or header.flags & CHECKPOINT)
             and header.kind != ACTOR_CALL
             and not task.rebuild
             and any(returned.data is None for returned in done.returns)
@@ -721,7 +722,8 @@ class TaskTable:
             self._core.journal.new_holder(task, self._core.self_id)
 
     def _store_first(self, task: Task, done: TaskDone) -> None:
-        """A large result that could not be made again is stored before it is released."""
+        """A large result that could not, or is not to, be made again is stored before it is
+        released."""
         core = self._core
         task.state = STORING
         task.worker = None
@@ -753,11 +755,13 @@ class TaskTable:
             entry = core.objects.entries.get(oid)
             if entry is not None:
                 core.transport.free(entry)
+        why, instead = "max_retries=0 forbids to make again", "give the task a max_retries above 0"
+        if task.header.flags & CHECKPOINT:
+            why, instead = "checkpoint=True wants in storage", "leave checkpoint=True out"
         message = (
-            f"{task.header.name} ran, but its large result, which max_retries=0 forbids to make "
-            f"again, could not be stored for {core.config.storage_retry_s:g} s: {refused.detail}. "
-            "Make room in the storage of the cluster, name another (init(storage=...)), or give "
-            "the task a max_retries above 0."
+            f"{task.header.name} ran, but its large result, which {why}, could not be stored for "
+            f"{core.config.storage_retry_s:g} s: {refused.detail}. Make room in the storage of the "
+            f"cluster, name another (init(storage=...)), or {instead}."
         )
         self.fail(task, refused.code, message)
 

@@ -126,7 +126,8 @@ def init(
     regrow (for a function, its first call raises it).
     """
     _check_init(others)
-    job = job or os.environ.get("REGROW_JOB") or None
+    if job is None:
+        job = os.environ.get("REGROW_JOB") or None
     logger = logging.getLogger("regrow")
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)

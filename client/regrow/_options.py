@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from regrow.config import OBJECT_STORE_MIN, RESOURCE_UNIT
 from regrow.exceptions import UnsupportedOptionError
-from regrow.messages import KEYED, RETRY_EXCEPTIONS
+from regrow.messages import CHECKPOINT, KEYED, RETRY_EXCEPTIONS
 
 DEFAULT_MAX_RETRIES: Final = 3
 #: In units it is a number of 64 bits.
@@ -43,6 +43,7 @@ class TaskOptions(_Shared, total=False):
     max_retries: int | None
     retry_exceptions: bool | list[type[BaseException]] | tuple[type[BaseException], ...] | None
     key: str | bytes | None
+    checkpoint: bool | None
 
 
 class ActorOptions(_Shared, total=False):
@@ -91,7 +92,6 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
     "placement_group_bundle_index": (None, -1),
     "placement_group_capture_child_tasks": (None, False),
     "runtime_env": (None, {}),
-    "checkpoint": (None, False),
     "_labels": (None, {}),
     "_metadata": (None,),
 }
@@ -144,6 +144,8 @@ def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cp
     key = _key(raw.get("key"))
     if key is not None:
         flags |= KEYED
+    if raw.get("checkpoint"):
+        flags |= CHECKPOINT
     return Options(
         resources=_resources(raw, default_cpus, what),
         num_returns=num_returns(raw.get("num_returns", 1)),

@@ -267,6 +267,27 @@ def test_a_key_names_one_task_of_all_drivers(home: Path, tmp_path: Path) -> None
     assert executions(trace) == {"1": 1}
 
 
+STORED = """
+    @ray.remote(checkpoint=True)
+    def large(x):
+        with open(os.environ["TRACE"], "a") as file: file.write(f"{x}\\n")
+        return bytes([x]) * 50_000
+    ray.init(job="nightly", num_cpus=1, logging_level="ERROR")
+    refs = [large.remote(x) for x in range(5)]
+    print(sum(data[-1] for data in ray.get(refs)), flush=True)
+    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_large_results_with_a_checkpoint_are_loaded_and_not_made_again(
+    home: Path, tmp_path: Path
+) -> None:
+    program, trace = written(tmp_path, STORED), tmp_path / "trace"
+    run(program, "kill", code=-signal.SIGKILL, TRACE=str(trace))
+    assert run(program, TRACE=str(trace)) == "10\n"
+    assert executions(trace) == {str(x): 1 for x in range(5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

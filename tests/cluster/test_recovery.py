@@ -130,9 +130,10 @@ def test_a_task_that_must_not_run_twice_fails_with_the_reason(tmp_path: Path) ->
             ray.get(ref, timeout=60)
 
 
-def test_a_large_result_that_may_not_be_made_again_is_stored() -> None:
+@pytest.mark.parametrize("options", [{"max_retries": 0}, {"checkpoint": True}])
+def test_a_large_result_that_may_not_be_made_again_is_stored(options: Any) -> None:
     with two_workers() as (cluster, first, second):
-        ref = block.options(max_retries=0).remote(7)
+        ref = block.options(**options).remote(7)
         ray.wait([ref], timeout=60, fetch_local=False)
         holder = rows(cluster, "SELECT holder FROM regrow.task_log")[0][0]
         cluster.remove_node(first if first.node_id == holder else second, allow_graceful=False)

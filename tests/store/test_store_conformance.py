@@ -804,6 +804,26 @@ def test_an_actor_that_may_restart_is_given_away_with_what_it_executed_in_order(
     assert not restore(cluster, actor_id, one, two).granted, "it is back"
 
 
+def test_an_actor_remembers_the_calls_of_other_jobs(cluster: Cluster) -> None:
+    actor_id = create_actor(cluster, max_restarts=-1)
+    one, two = cluster.nodes
+    other = resume(cluster).job
+    outcomes = [small(), Outcome(b"", 1, TASK_ERROR, [Return(1, b"", b"x")]), small()]
+    calls = [
+        cluster.task(
+            kind=ACTOR_CALL, actor_id=actor_id, max_retries=-1, job=job,
+            outcome=replace(outcome, actor_seq=seq),
+        )
+        for seq, (job, outcome) in enumerate(zip((0, other, other), outcomes, strict=True), 1)
+    ]  # fmt: skip
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=calls))
+    cluster.do(ops.EndJob(cluster.epoch, other, "failed"))
+    assert resume(cluster, b"another driver..").job == other
+    cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+    restored = restore(cluster, actor_id, one, two)
+    assert task_ids(restored.calls) == [call.header.task_id for call in calls]
+
+
 def test_calls_before_the_newest_checkpoint_are_not_given_away(cluster: Cluster) -> None:
     actor_id = create_actor(cluster, max_restarts=-1)
     one, two = cluster.nodes

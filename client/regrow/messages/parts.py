@@ -36,6 +36,8 @@ KEYED: Final = 4
 RECOVERABLE: Final = 8
 #: Submitted in a job that was resumed: the task, and what it submits, may be in the log already.
 RESUMED: Final = 16
+#: Of a task: large results are in storage before the outcome is logged.
+CHECKPOINT: Final = 32
 
 Resources = dict[str, int]
 
