@@ -24,6 +24,7 @@ from regrow.messages import (
     ToStore,
     encode,
 )
+from regrow.scheduler import events
 
 if TYPE_CHECKING:
     from regrow.scheduler.core import Core
@@ -52,6 +53,10 @@ class Questions:
                 self._answer(client, ask.number, self._sum("available"))
             case "node_stats":
                 self._answer(client, ask.number, self._stats())
+            case "commits":  # answered once all that was logged so far is committed
+                answer = events.ToClient(client, Answer(ask.number, b""))
+                if not core.journal.hold(answer):
+                    core.emit(answer)
             case "kill_actor":
                 actor_id, no_restart = msgspec.msgpack.decode(ask.body)
                 core.actors.kill(actor_id, no_restart)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from regrow._refs import ObjectRef as ObjectRef
     from regrow._remote import RemoteFunction as RemoteFunction
     from regrow._runtime_context import get_runtime_context as get_runtime_context
+    from regrow._transaction import idempotency_key as idempotency_key
+    from regrow._transaction import transaction as transaction
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ _HOME_OF: Final = {
     "get": "_api",
     "get_actor": "_actor",
     "get_runtime_context": "_runtime_context",
+    "idempotency_key": "_transaction",
     "init": "_api",
     "is_initialized": "_api",
     "kill": "_api",
@@ -55,6 +58,7 @@ _HOME_OF: Final = {
     "put": "_api",
     "remote": "_api",
     "shutdown": "_api",
+    "transaction": "_transaction",
     "wait": "_api",
 }
 

@@ -336,9 +336,14 @@ class Client:
     def give_back_unstarted(self) -> None:
         """Of a worker: return the tasks that are queued behind the running one."""
 
-    def ask(self, what: str, body: bytes = b"", timeout_s: float = ASK_TIMEOUT_S) -> bytes:
+    def ask(self, what: str, body: bytes = b"", timeout_s: float | None = ASK_TIMEOUT_S) -> bytes:
         """Ask the node something; raises what it answers with, or GetTimeoutError."""
         return self._requests.ask(what, body, timeout_s)
+
+    def await_commits(self) -> None:
+        """Wait until all that this task can depend on is in the log: what it does outside of the
+        cluster from then on is done by nothing that could be forgotten."""
+        self.ask("commits", timeout_s=None)
 
     # --- what the link asks of its owner ----------------------------------------------------------
 

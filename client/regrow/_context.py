@@ -7,6 +7,7 @@ run, that is ambiguous and an error, because ids are made from the parent.
 
 from __future__ import annotations
 
+import itertools
 from contextvars import ContextVar
 
 from regrow.exceptions import RaySystemError
@@ -24,7 +25,7 @@ class Task:
     __slots__ = (
         "actor_id", "attempt", "content_ids", "counted_ids", "function_id", "has_namespace", "job",
         "keys", "name",
-        "namespace", "resources", "resumed", "task_id",
+        "namespace", "resources", "resumed", "steps", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,8 @@ class Task:
         self.function_id = function_id
         #: Where the names of actors are looked up by default; a job's own unless it says another.
         self.namespace = namespace or f"job-{job}"
+        #: The number of its next transaction: the same in each of its attempts.
+        self.steps = itertools.count(1)
         #: The namespace is not the job's own: its children must be told.
         self.has_namespace = bool(namespace)
 

@@ -68,7 +68,7 @@ class Requests:
         """What has not been answered yet."""
         return [request.message for request in list(self._open.values())]
 
-    def ask(self, what: str, body: bytes, timeout_s: float) -> bytes:
+    def ask(self, what: str, body: bytes, timeout_s: float | None) -> bytes:
         """Ask the node something; raises what it answers with, or GetTimeoutError."""
         number = next(self._numbers)
         request = self._put(number, Ask(number, what, body), timeout_s)

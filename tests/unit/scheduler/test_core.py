@@ -10,6 +10,8 @@ from regrow.messages import (
     OK,
     SYSTEM_ERROR,
     TASK_ERROR,
+    Answer,
+    Ask,
     Blocked,
     Committed,
     Create,
@@ -110,6 +112,20 @@ def test_a_specification_alone_is_flushed_when_its_time_has_come() -> None:
     assert len(node.batches()) == 1
     node.commit()
     assert [message.count for message in node.messages(DRIVER, Committed)] == [2]
+
+
+def test_who_asks_for_the_commits_is_answered_after_all_that_was_logged_before() -> None:
+    node, worker = running()
+    node.submit(node.spec())
+    node.client(worker, Ask(1, "commits"))
+    node.submit(node.spec())
+    assert len(node.batches()) == 1, "the batch is not held back for others"
+    assert not node.messages(worker, Answer)
+    node.commit()
+    assert [answer.number for answer in node.messages(worker, Answer)] == [1]
+    node.commit_all()
+    node.client(worker, Ask(2, "commits"))
+    assert [answer.number for answer in node.messages(worker, Answer)] == [1, 2]
 
 
 def test_a_task_is_handed_over_after_the_log_names_its_new_holder() -> None:
