@@ -19,6 +19,7 @@ from regrow.ids import object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
+    DETACHED,
     OK,
     RECOVERABLE,
     SYSTEM_ERROR,
@@ -54,8 +55,8 @@ class Actor:
     """An actor that something on this node calls, or that lives here."""
 
     __slots__ = (
-        "actor_id", "checkpoints", "error", "exiting", "finding", "job", "name", "node", "pinned",
-        "queues", "recoverable", "restoration", "returning", "seq", "state",
+        "actor_id", "checkpoints", "detached", "error", "exiting", "finding", "job", "name",
+        "node", "pinned", "queues", "recoverable", "restoration", "returning", "seq", "state",
         "unblocked", "worker",
     )  # fmt: skip
 
@@ -75,6 +76,8 @@ class Actor:
         self.finding = False
         #: Its handles are gone, or it was killed.
         self.exiting = False
+        #: It lives until it is killed.
+        self.detached = False
         #: It restarts with its state.
         self.recoverable = False
         self.checkpoints = Checkpoints()
@@ -114,6 +117,8 @@ class ActorTable:
             actor = self.table[creation.task_id] = Actor(creation.task_id, creation.job, name)
         if creation.flags & RECOVERABLE:
             actor.recoverable = True
+        if creation.flags & DETACHED:
+            actor.detached = True
         return actor
 
     def creation_ended(self, task: Task, status: int, returns: list[Return]) -> None:
@@ -506,6 +511,8 @@ class ActorTable:
         """The object of an actor's creation is held by nobody: neither is the actor."""
         actor = self.table.get(oid[:16])
         if actor is None or oid[16:] != b"\0\0\0\0":
+            return
+        if actor.detached and actor.state == HERE:
             return
         if actor.state == HERE and not actor.exiting:
             actor.exiting = True

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack
 
 import msgspec
 
-from regrow._client import Call, current
+from regrow._client import Call, Client, current
 from regrow._context import ActorExit
+from regrow._detached import create_detached, runs_again
 from regrow._functions import define, identity
 from regrow._options import (
     ACTOR_OPTIONS,
@@ -27,7 +28,14 @@ from regrow._options import (
 from regrow._refs import ObjectRef, ref_from_id
 from regrow._signatures import Method, methods_of, packed_methods, signature_of, unpacked_methods
 from regrow.ids import object_id
-from regrow.messages import ACTOR_CALL, ACTOR_CREATION, RECOVERABLE, FunctionDef, NamedActor
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    DETACHED,
+    RECOVERABLE,
+    FunctionDef,
+    NamedActor,
+)
 
 if TYPE_CHECKING:
     import typing_extensions
@@ -99,7 +107,8 @@ class ActorClass(Generic[C]):
             kind=ACTOR_CREATION,
             resources=options.resources,
             max_retries=options.max_restarts,
-            flags=RECOVERABLE if options.max_restarts else 0,
+            flags=(RECOVERABLE if options.max_restarts else 0)
+            | (DETACHED if options.detached else 0),
             durability=options.durability,
             strategy=options.strategy,
             options=_packed(options),
@@ -108,14 +117,22 @@ class ActorClass(Generic[C]):
         if options.max_restarts:
             methods = packed_methods({**unpacked_methods(methods), _RECOVERABLE: Method()})
 
-        def reserve(actor_id: bytes) -> None:
-            body = [actor_id, options.name, namespace, definition.function_id, methods]
-            client.ask("name_actor", msgspec.msgpack.encode(body))
+        def create(maker: Client) -> ObjectRef[Any]:
+            def reserve(actor_id: bytes) -> None:
+                body = [actor_id, options.name, namespace, definition.function_id, methods]
+                maker.ask("name_actor", msgspec.msgpack.encode(body))
+
+            [created] = maker.call(call, args, kwargs, reserve if options.name else None)
+            return created
 
         try:
-            [created] = client.call(call, args, kwargs, reserve if options.name else None)
+            if options.detached:
+                created = create_detached(client, f"{namespace}/{options.name}", create)
+            else:
+                created = create(client)
         except ValueError:
-            if options.get_if_exists:  # somebody was faster
+            # Somebody was faster, or this code runs again.
+            if options.get_if_exists or (options.detached and runs_again(client)):
                 return get_actor(options.name, namespace)
             raise
         return ActorHandle(created, definition.function_id, self.__qualname__, methods)

@@ -35,6 +35,7 @@ from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     ASYNC,
+    DETACHED,
     OK,
     RECOVERABLE,
     SYSTEM_ERROR,
@@ -93,6 +94,8 @@ class Client:
         last_words: LastWords | None = None,
     ) -> None:  # fmt: skip
         self.role = role
+        #: Of the cluster, for another connection of this process.
+        self.token = ""
         self.welcome = connection.welcome
         self.running = Running()
         self.refs = RefTable(self._on_news)
@@ -140,7 +143,7 @@ class Client:
             task_id = parent.counted_ids.next_id()
         else:
             identity = call.identity + self._versions.get(definition.function_id, b"")
-            if call.kind == ACTOR_CREATION and not call.flags & RECOVERABLE:
+            if call.kind == ACTOR_CREATION and call.flags & (RECOVERABLE | DETACHED) != RECOVERABLE:
                 identity += self._epoch
             content = b"\0".join((identity, digest(packed.data), *packed.deps, *packed.nested))
             task_id, known = _content_id(parent, call, content)

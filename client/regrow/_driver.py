@@ -66,6 +66,7 @@ class Driver(Client):
         self.number = 0
         connection = Connection(path, self._hello(0))
         super().__init__(connection, "driver", durability)
+        self.token = token
         welcome = connection.welcome
         self.job, self.number = welcome.job, welcome.driver
         task = driver_task(self.job, welcome.job_root, namespace, welcome.driver)

@@ -52,6 +52,7 @@ class ActorOptions(_Shared, total=False):
     namespace: str | None
     get_if_exists: bool
     max_concurrency: int | None
+    lifetime: Literal["detached", "non_detached"] | None
     max_restarts: int | None
     max_task_retries: int | None
     checkpoint_every: int | None
@@ -84,7 +85,6 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
     "fallback_strategy": (None,),
     "job": (None,),
     "label_selector": (None, {}),
-    "lifetime": (None, "non_detached"),
     "max_calls": (None, 0),
     "max_pending_calls": (None, -1),
     "object_store_memory": (None, 0),
@@ -98,7 +98,6 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
 
 _HINTS: Final = {
     "runtime_env": "Workers run in the environment of their node.",
-    "lifetime": "An actor ends with its job.",
     "job": "Jobs that resume are planned.",
 }
 
@@ -119,6 +118,8 @@ class Options(Struct, frozen=True):
     strategy: str = ""
     namespace: str | None = None
     get_if_exists: bool = False
+    #: It outlives its creator and its handles.
+    detached: bool = False
     #: 0: not given.
     max_concurrency: int = 0
     max_restarts: int = 0
@@ -158,6 +159,7 @@ def checked(raw: Mapping[str, Any], valid: frozenset[str], what: str, default_cp
         strategy=_strategy(raw.get("scheduling_strategy")),
         namespace=_text(raw, "namespace"),
         get_if_exists=bool(raw.get("get_if_exists", False)),
+        detached=_detached(raw),
         max_concurrency=_positive(raw, "max_concurrency"),
         max_restarts=_max_restarts(raw),
         checkpoint_every=_positive(raw, "checkpoint_every"),
@@ -294,6 +296,18 @@ def _max_restarts(raw: Mapping[str, Any]) -> int:
     # Calls of an actor that restarts are never lost and never take effect twice, whatever
     # max_task_retries says.
     return restarts
+
+
+def _detached(raw: Mapping[str, Any]) -> bool:
+    lifetime = raw.get("lifetime")
+    if lifetime not in (None, "detached", "non_detached"):
+        raise ValueError(
+            f"actor `lifetime` argument must be one of 'detached', 'non_detached' and None, got "
+            f"{lifetime!r}"
+        )
+    if lifetime == "detached" and not raw.get("name"):
+        raise ValueError("lifetime='detached' needs a name, by which others find the actor")
+    return lifetime == "detached"
 
 
 def _checkpoint_interval(raw: Mapping[str, Any]) -> float:

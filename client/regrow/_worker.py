@@ -228,6 +228,7 @@ def run(path: str, token: str, number: int, arena_fd: int, last_words: LastWords
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the driver's
     connection = Connection(path, Hello(PROTOCOL_VERSION, token, "worker", os.getpid(), number))
     worker = Worker(connection, arena_fd, last_words)
+    worker.token = token
     if worker.welcome.home:  # processes that tasks start join this cluster, and start none
         os.environ["REGROW_ADDRESS"] = worker.welcome.home
     _client.set_current(worker)

@@ -322,7 +322,7 @@ def test_what_actors_refuse() -> None:
     with pytest.raises(TypeError, match=r"missing|unexpected|too many"):
         Counter.remote(1, 2, 3)
     with pytest.raises(UnsupportedOptionError):
-        Counter.options(lifetime="detached")  # type: ignore[call-arg]
+        Counter.options(max_pending_calls=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="non-actor"):
         ray.exit_actor()
 

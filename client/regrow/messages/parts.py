@@ -38,6 +38,8 @@ RECOVERABLE: Final = 8
 RESUMED: Final = 16
 #: Of a task: large results are in storage before the outcome is logged.
 CHECKPOINT: Final = 32
+#: Of an actor's creation: it lives until it is killed, whoever holds it.
+DETACHED: Final = 64
 
 Resources = dict[str, int]
 

@@ -109,10 +109,21 @@ def test_what_a_node_can_offer() -> None:
     check_node({"resources": {"a": 0.5}, "object_store_memory": 16 << 20}, "init()")
 
 
-@pytest.mark.parametrize("options", [{"lifetime": "detached"}])
+@pytest.mark.parametrize("options", [{"max_pending_calls": 5}])
 def test_what_actors_cannot_do_yet_is_said(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedOptionError, match=next(iter(options))):
         actor(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"lifetime": "for ever"}, "must be one of"), ({"lifetime": "detached"}, "needs a name")],
+)
+def test_lifetimes(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        actor(**options)
+    assert actor(lifetime="detached", name="a").detached
+    assert not actor(lifetime="non_detached").detached
 
 
 def test_values_that_mean_nothing_are_accepted() -> None:

@@ -1,0 +1,145 @@
+"""Detached actors outlive their creator, its node, and the whole cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Traces
+
+TIMEOUT_S = 90.0
+
+CLASS = """
+import os, signal, sys
+import regrow as ray
+
+@ray.remote
+class Ledger:
+    def __init__(self, first):
+        self.entries = [first]
+    def enter(self, amount):
+        self.entries.append(amount)
+        return sum(self.entries)
+    def large(self):
+        return bytes(100_000)
+"""
+
+
+@pytest.fixture
+def running(home: Path) -> Iterator[Path]:
+    """A cluster that stays."""
+    command("start", "--head", "--num-cpus", "2")
+    yield home
+    command("stop", "--force")
+
+
+def command(*arguments: str) -> str:
+    line = [sys.executable, "-m", "regrow.cli", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def drive(tmp_path: Path, text: str, code: int = 0, namespace: str = "shared") -> str:
+    """Run a driver; what it printed."""
+    program = tmp_path / "driver.py"
+    start = f"ray.init(namespace={namespace!r}, logging_level='ERROR')\n"
+    program.write_text(CLASS + start + textwrap.dedent(text))
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+CREATE = """
+    made = Ledger.options(name="ledger", lifetime="detached", max_restarts=-1, {}).remote(1)
+    print(ray.get([made.enter.remote(n) for n in range(2, 5)]))
+    ray.get(made.large.remote())
+"""
+GO_ON = """
+    ledger = ray.get_actor("ledger")
+    print(ray.get(ledger.enter.remote({})))
+"""
+
+
+@pytest.mark.parametrize("options", ["", "checkpoint_every=2"])
+def test_a_detached_actor_outlives_everything(
+    running: Path, tmp_path: Path, own_environment: Path, system_state: Path, options: str
+) -> None:
+    assert drive(tmp_path, CREATE.format(options)) == "[3, 6, 10]\n"
+    assert drive(tmp_path, GO_ON.format(5)) == "15\n"
+    # A driver of a named job calls it too: its calls are in a partition of their own.
+    named = GO_ON.format(6) + "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    named = "    ray.shutdown(); ray.init(job='nightly', namespace='shared')\n" + named
+    assert drive(tmp_path, named.replace("))\n", "), flush=True)\n"), -signal.SIGKILL) == "21\n"
+    places = [str(system_state), str(tmp_path)]
+    for pid in Traces.now(own_environment, places).processes:  # Postgres too
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    command("start", "--head", "--num-cpus", "2")
+    assert drive(tmp_path, GO_ON.format(7)) == "28\n"
+    assert '"state": "alive"' in command("list", "actors", "--json")
+
+
+def test_a_detached_actor_is_there_until_it_is_killed(running: Path, tmp_path: Path) -> None:
+    assert drive(tmp_path, CREATE.format("")) == "[3, 6, 10]\n"
+    again = """
+        try:
+            Ledger.options(name="ledger", lifetime="detached").remote(1)
+        except ValueError as error:
+            print(error)
+        got = Ledger.options(name="ledger", lifetime="detached", get_if_exists=True).remote(1)
+        print(ray.get(got.enter.remote(0)))
+        ray.kill(got)
+        try:
+            ray.get(got.enter.remote(0), timeout=30)
+        except ray.exceptions.RayActorError:
+            print("dead")
+    """
+    said = drive(tmp_path, again)
+    assert "the name 'ledger' is taken in namespace 'shared' by a detached actor" in said
+    assert said.splitlines()[1:] == ["10", "dead"]
+    until = """
+        import time
+        for _ in range(1000):
+            try:
+                made = Ledger.options(name="ledger", lifetime="detached").remote(5)
+                break
+            except ValueError:
+                time.sleep(0.02)
+        print(ray.get(made.enter.remote(1)))
+    """
+    assert drive(tmp_path, until) == "6\n", "the name is free, and this is another actor"
+
+
+def test_a_task_makes_a_detached_actor(running: Path, tmp_path: Path) -> None:
+    program = """
+        @ray.remote
+        def make():
+            made = Ledger.options(name="ledger", lifetime="detached").remote(ray.put(1))
+            return ray.get(made.enter.remote(2))
+        print(ray.get(make.remote()))
+    """
+    assert drive(tmp_path, program) == "3\n"
+    assert drive(tmp_path, GO_ON.format(3)) == "6\n"
+
+
+def test_it_needs_a_name() -> None:
+    import regrow as ray
+
+    @ray.remote
+    class Nameless:
+        pass
+
+    with pytest.raises(ValueError, match="needs a name"):
+        Nameless.options(lifetime="detached")
