@@ -282,7 +282,8 @@ class Jobs:
         elif message.driver and message.driver != job.driver and job.root:
             return  # it was taken over
         elif job.detached:
-            self._lose(job)
+            if job.node_id == node.node_id:
+                self._lose(job)
         elif not message.lost:
             self._end(message.job, job, "failed" if message.failed else "finished")
         elif job.node_id in (0, node.node_id):  # else it has come back through another node

@@ -64,6 +64,8 @@ _INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 _JOB_NAME_MAX: Final = 200
+#: As which ``regrow job submit`` started this process; its children are others.
+_SUBMITTED: Final = os.environ.pop("REGROW_JOB", None)
 
 _state_lock = threading.RLock()
 _session: Session | None = None
@@ -127,7 +129,7 @@ def init(
     """
     _check_init(others)
     if job is None:
-        job = os.environ.get("REGROW_JOB") or None
+        job = _SUBMITTED
     logger = logging.getLogger("regrow")
     # Ray's programs write the names in small letters too.
     logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)

@@ -162,3 +162,15 @@ def test_a_detached_job_is_stopped_by_who_takes_it_over() -> None:
     assert opened(bench, one, 12, takeover=True).driver == 2
     bench.say(one, CloseJob(1, failed=False, driver=2))
     assert bench.store.ended == {1: "finished"}
+
+
+def test_a_node_without_its_driver_does_not_end_a_detached_job() -> None:
+    bench = Bench()
+    one, two = bench.join(), bench.join()
+    bench.say(one, OpenJob(11, 0, "", 1, NAME, detached=True))
+    bench.say(two, CloseJob(1, failed=True, lost=True))
+    bench.tick(5.0)
+    assert bench.store.ended == {}, "its driver is about to submit"
+    bench.say(one, CloseJob(1, failed=False, driver=1))
+    bench.tick(5.0)
+    assert bench.store.ended == {1: "finished"}
