@@ -156,12 +156,12 @@ class TestExamples:
         shell.run("regrow start --head")
         waits, returns = examples("job submit")
         assert "begun" in shell.run(waits).stdout
-        assert "finished" in shell.run(*examples("job status")).stdout
-        assert "begun" in shell.run(*examples("job logs")).stdout
+        assert "finished" in shell.run(examples("job status")[0]).stdout
+        assert "begun" in shell.run(examples("job logs")[0]).stdout
         shell.run(returns)
-        shell.run(*examples("job stop"))
+        shell.run(examples("job stop")[0])
         pipeline.write_text("import regrow as ray\nray.init()\nprint('ended')\n")
-        assert "ended" in shell.run(*examples("job resume")).stdout
+        assert "ended" in shell.run(examples("job resume")[0]).stdout
         for line in examples("job delete"):
             assert "Deleted" in shell.run(line).stdout
         assert shell.json("regrow list jobs --json") == []

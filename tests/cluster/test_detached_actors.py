@@ -137,9 +137,8 @@ def test_a_task_makes_a_detached_actor(running: Path, tmp_path: Path) -> None:
 def test_it_needs_a_name() -> None:
     import regrow as ray
 
-    @ray.remote
     class Nameless:
         pass
 
     with pytest.raises(ValueError, match="needs a name"):
-        Nameless.options(lifetime="detached")
+        ray.remote(lifetime="detached")(Nameless)

@@ -13,6 +13,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -45,7 +46,7 @@ def start(program: Path, *arguments: str, **environment: str) -> subprocess.Pope
     return process
 
 
-def run(program: Path, *arguments: str, code: int = 0, **environment: str) -> str:
+def run(program: Path, *arguments: str, code: int = 0, **environment: Any) -> str:
     """What it printed; ``code`` is what it has to end with."""
     process = start(program, *arguments, **environment)
     out, error = process.communicate(timeout=TIMEOUT_S)

@@ -55,7 +55,6 @@ def tree(i: int) -> int:
     return sum(ray.get([step.remote(1000 + 10 * i + k) for k in range(3)], timeout=TIMEOUT_S))
 
 
-@ray.remote(max_restarts=-1)
 class Ledger:
     def __init__(self) -> None:
         self.lines: list[int] = []
@@ -69,7 +68,6 @@ class Ledger:
         return self.lines
 
 
-@ray.remote
 class Forgetful:
     def __init__(self) -> None:
         self.count = 0
@@ -87,7 +85,8 @@ def double(i: int) -> int:
 
 def main() -> None:
     ray.init(job=sys.argv[1], num_cpus=2, logging_level="ERROR")
-    ledger, forgetful = Ledger.remote(), Forgetful.remote()
+    ledger = ray.remote(max_restarts=-1)(Ledger).remote()
+    forgetful = ray.remote(Forgetful).remote()
     squares = ray.get([step.remote(i) for i in range(STEPS)], timeout=TIMEOUT_S)
     blobs = [large.remote(i) for i in range(4)]
     digests = ray.get([digest.remote(blob) for blob in blobs], timeout=TIMEOUT_S)
