@@ -81,7 +81,7 @@ def test_a_job_whose_driver_was_killed_finds_what_it_had_done(
     home: Path, tmp_path: Path, database_url: str, calm: object
 ) -> None:
     trace = tmp_path / "trace"
-    settings = {"NIGHTLY_TRACE": str(trace), "REGROW_POSTGRES": database_url}
+    settings: dict[str, Any] = {"NIGHTLY_TRACE": str(trace), "REGROW_POSTGRES": database_url}
     run(PROGRAM, "nightly", code=-signal.SIGKILL, NIGHTLY_KILL="middle", **settings)
     done = executions(trace)
     run(PROGRAM, "nightly", code=-signal.SIGKILL, NIGHTLY_KILL="end", **settings)
@@ -110,7 +110,7 @@ def test_everything_is_killed_and_the_job_goes_on(
     home: Path, tmp_path: Path, own_environment: Path, system_state: Path, calm: object
 ) -> None:
     trace = tmp_path / "trace"
-    settings = {"NIGHTLY_TRACE": str(trace)}
+    settings: dict[str, Any] = {"NIGHTLY_TRACE": str(trace)}
     places = [str(system_state), str(tmp_path)]
     process = start(PROGRAM, "nightly", NIGHTLY_KILL="", NIGHTLY_WAIT="middle", **settings)
     assert process.stdout is not None
