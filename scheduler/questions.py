@@ -57,6 +57,8 @@ class Questions:
                 answer = events.ToClient(client, Answer(ask.number, b""))
                 if not core.journal.hold(answer):
                     core.emit(answer)
+            case "store_put":
+                core.transport.store_put(client, ask.number, ask.body)
             case "kill_actor":
                 actor_id, no_restart = msgspec.msgpack.decode(ask.body)
                 core.actors.kill(actor_id, no_restart)

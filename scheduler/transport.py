@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from regrow.gcs.operations import PutRow
 from regrow.messages import (
     OK,
+    Answer,
     Create,
     Created,
     Located,
@@ -85,6 +86,8 @@ class Transport:
         #: Those that could not be written, and when they are tried again, all together.
         self._behind_again: dict[bytes, None] = {}
         self._behind_again_ms = 0.0
+        #: Puts that are to be stored before who put them goes on: (client, its question's number).
+        self._wanted_stored: dict[bytes, list[tuple[int, int]]] = {}
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -371,6 +374,60 @@ class Transport:
                 self._behind_again_ms = self._core.now_ms + BEHIND_RETRY_MS
             self._behind_again[event.object_id] = None
 
+    def store_put(self, client: int, number: int, object_id: bytes) -> None:
+        """A client waits until its large put is in storage, and the log knows it."""
+        self._wanted_stored.setdefault(object_id, []).append((client, number))
+        entry = self._core.objects.entries.get(object_id)
+        key = entry.key if entry is not None else None
+        if entry is not None and entry.stored:
+            self._tell_stored(events.Stored(object_id, entry.stored))
+        elif entry is None or key is None or self.store.lookup(key) is None:
+            text = "its bytes are not on this node"
+            self._tell_stored(events.Stored(object_id, "", "object_lost", text))
+        else:
+            self._store_wanted(entry, key)
+
+    def _store_wanted(self, entry: Entry, key: ObjectKey) -> None:
+        if entry.object_id not in self._wanted_stored:
+            return
+        self._behind.pop(entry.object_id, None)
+        self._behind_again.pop(entry.object_id, None)
+        patience_s = self._core.config.storage_retry_s
+        storing = self._storing.get(entry.object_id)
+        copy = self.store.lookup(key)
+        if storing is not None:  # written behind already
+            first = storing.then
+
+            def then(event: events.Stored) -> None:
+                first(event)
+                self._tell_stored(event)
+
+            storing.then = then
+            storing.until_ms = max(storing.until_ms, self._core.now_ms + patience_s * 1000)
+        elif copy is not None and copy.state is CopyState.SPILLED:
+            self._reading[key] = None
+            self._restore(key, NODE)  # ``restored`` comes back here
+        elif copy is None or copy.state is not CopyState.RESTORING:
+            self.store_bytes(entry, self._tell_stored, patience_s)
+
+    def _tell_stored(self, event: events.Stored) -> None:
+        """Who waits for it is told, after the commit."""
+        error = None
+        if not event.path:
+            lasted_s = self._core.config.storage_retry_s
+            text = event.detail
+            if event.code != "object_lost":
+                text = (
+                    f"put(durable=True): storage refused the value for {lasted_s:g} s: {text}. "
+                    f"Make room there, or mend its address or credentials, and put it again; put() "
+                    f"without durable does not wait for storage"
+                )
+            error = SystemFailure(event.code or "storage", text)
+        for client, number in self._wanted_stored.pop(event.object_id, ()):
+            answer = events.ToClient(client, Answer(number, b"", error))
+            if not self._core.journal.hold(answer):
+                self._core.emit(answer)
+
     # --- letting go -------------------------------------------------------------------------------
 
     def free(self, entry: Entry) -> None:
@@ -426,6 +483,7 @@ class Transport:
         if entry is not None and entry.key == key:
             self.answer_readers(entry)
             self._core.tasks.restored(entry)
+            self._store_wanted(entry, key)
         self._core.restore_ended(key)
         if key in self._reading:
             del self._reading[key]
@@ -438,6 +496,7 @@ class Transport:
         if entry is not None and entry.key == key:
             self._core.objects.copy_lost(entry)
             self._core.tasks.restored(entry)
+            self._tell_stored(events.Stored(key[0], "", "object_lost", "its copy was lost"))
         self._core.restore_ended(key)
 
     def _carry(self, effects: list[store_effects.Effect]) -> None:

@@ -410,17 +410,22 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     return client.get(refs, timeout)
 
 
-def put(value: R) -> ObjectRef[R]:
+def put(value: R, *, durable: bool = False) -> ObjectRef[R]:
     """Store a value and return a reference to it.
 
-    Raises SerializationError (a TypeError) naming what cannot be pickled, and ObjectStoreFullError.
+    With ``durable`` it returns when the value is in storage (or, if it is small, in the log), so
+    that it outlives this node.
+
+    Raises SerializationError (a TypeError) naming what cannot be pickled, and ObjectStoreFullError;
+    with ``durable`` StorageError or OutOfDiskError where storage refuses it for
+    ``REGROW_STORAGE_RETRY_S``.
     """
     if isinstance(value, ObjectRef):
         raise TypeError(
             "Calling 'put' on an ObjectRef is not allowed. If you really want to do this, you can "
             "wrap the ObjectRef in a list and call 'put' on it."
         )
-    return _client.current().put(value)
+    return _client.current().put(value, durable)
 
 
 def wait(

@@ -25,6 +25,7 @@ from regrow.config import INLINE_MAX
 from regrow.exceptions import (
     ClusterConnectionError,
     GetTimeoutError,
+    ObjectLostError,
     RayError,
     RaySystemError,
     RayTaskError,
@@ -109,6 +110,8 @@ class Client:
         #: and of actors that do not come back.
         self._versions: dict[bytes, bytes] = {}
         self._epoch = b""
+        #: Large puts that wait for storage: who put them sees to it that they are written.
+        self.storing: set[bytes] = set()
         self._requests = Requests(self.link, lambda: self.memory)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Values: lambda message: self._values(message),
@@ -189,11 +192,12 @@ class Client:
 
     # --- puts -------------------------------------------------------------------------------------
 
-    def put(self, value: Any) -> ObjectRef[Any]:
-        """Store a value. Raises SerializationError and ObjectStoreFullError."""
-        return self.put_serialized(serialize(value, ref_types=REF_TYPES))
+    def put(self, value: Any, durable: bool = False) -> ObjectRef[Any]:
+        """Store a value. Raises SerializationError and ObjectStoreFullError; if it is to be
+        ``durable``, StorageError and OutOfDiskError."""
+        return self.put_serialized(serialize(value, ref_types=REF_TYPES), durable)
 
-    def put_serialized(self, serialized: SerializedObject) -> ObjectRef[Any]:
+    def put_serialized(self, serialized: SerializedObject, durable: bool = False) -> ObjectRef[Any]:
         """The same with a value that is pickled already."""
         parent = self.running.current()
         layout = serialized.layout
@@ -207,8 +211,11 @@ class Client:
         if data is not None:
             self.refs.known(ref, data)
             self.submit(PutValue(ref._id, parent.task_id, parent.job, digest(data), data, refs))
+            if durable:
+                self.await_commits()
         else:
-            self.put_large(
+            put = self.put_stored if durable else self.put_large
+            put(
                 ref._id, layout.size, layout.write_into,
                 lambda d: Seal(ref._id, parent.task_id, parent.job, layout.size, d, refs),
             )  # fmt: skip
@@ -229,6 +236,26 @@ class Client:
                 continue
             if self.link.submit_seal(seal, room.generation, partial(self.sealed, seal, room)):
                 return
+
+    def put_stored(
+        self, oid: bytes, size: int, write: Callable[[memoryview], bytes],
+        seal_of: Callable[[bytes], Seal],
+    ) -> None:  # fmt: skip
+        """The same, and wait until it is in storage; again if the node dies meanwhile."""
+        self.storing.add(oid)
+        try:
+            while True:
+                generation = self.link.generation
+                self.put_large(oid, size, write, seal_of)
+                try:
+                    self.ask("store_put", oid, timeout_s=None)
+                except ObjectLostError:
+                    if generation == self.link.generation:
+                        raise
+                else:
+                    return
+        finally:
+            self.storing.discard(oid)
 
     def sealed(self, put: Seal, room: Room) -> None:
         """A large put is written, and about to be told."""

@@ -181,7 +181,7 @@ class Driver(Client):
         be in storage, but not if the log does not even know it (``unknown``).
         """
         for oid, (put, location) in lost.items():
-            if not self.refs.is_held(oid):
+            if oid in self.storing or not self.refs.is_held(oid):
                 continue
             data = old.bytes_at(location)
             intact = data is not None and digest(data) == put.digest

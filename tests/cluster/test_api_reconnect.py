@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import regrow as ray
+from regrow import _client
+from regrow._driver import Driver
 from regrow.cluster_utils import Cluster
+from regrow.exceptions import ObjectLostError
+from tests.cluster.watching import rows, wait_until
 
 TIMEOUT_S = 60.0
 
@@ -106,6 +111,60 @@ def test_ctrl_c_while_values_arrive_loses_none() -> None:
             signal.signal(signal.SIGALRM, before)
         assert interrupted
         assert ray.get(refs, timeout=TIMEOUT_S) == [i * i for i in range(5000)]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_put_outlives_its_node(monkeypatch: pytest.MonkeyPatch, durable: bool) -> None:
+    """Whatever the driver has in memory: it puts nothing again here, and nothing is written behind
+    that nobody asks for."""
+    monkeypatch.setattr(Driver, "_put_again", lambda *_: None)
+    monkeypatch.setenv("REGROW_WRITE_BEHIND_DELAY_S", "3600")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.connect()
+        cluster.wait_for_nodes()
+        ref = ray.put(np.arange(131_072), durable=durable)  # 1 MiB
+        _client.current().await_commits()
+        assert cluster.head_node is not None
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        if durable:
+            assert ray.get(total.remote(ref), timeout=TIMEOUT_S) == 131_071 * 65_536
+            assert ray.get(ref, timeout=TIMEOUT_S)[-1] == 131_071
+        else:
+            with pytest.raises(ObjectLostError):
+                ray.get(total.remote(ref), timeout=TIMEOUT_S)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_durable_put_goes_on_at_another_node_when_its_own_dies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Killed while its storage is away, so that nothing is stored yet."""
+    storage = tmp_path / "objects"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, storage=str(storage))
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.connect()
+        cluster.wait_for_nodes()
+        storage.rmdir()
+        storage.touch()
+        with ThreadPoolExecutor(1) as pool:
+            putting = pool.submit(ray.put, np.arange(131_072), durable=True)
+            failed = "SELECT 1 FROM regrow.events WHERE kind = 'storage_failed'"
+            wait_until(lambda: rows(cluster.address, failed), "storage failed")
+            assert cluster.head_node is not None
+            cluster.remove_node(cluster.head_node, allow_graceful=False)
+            storage.unlink()
+            storage.mkdir()
+            ref = putting.result(TIMEOUT_S)
+        assert ray.get(total.remote(ref), timeout=TIMEOUT_S) == 131_071 * 65_536
+        assert len(list(storage.glob("*.0"))) == 1
     finally:
         ray.shutdown()
         cluster.shutdown()

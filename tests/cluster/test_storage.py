@@ -104,3 +104,32 @@ def test_a_put_is_written_behind_when_storage_works_again(home: Path, place: Pat
     place.mkdir()
     wait_until(lambda: list(place.glob("*.0")), "the put is in storage")
     del ref
+
+
+def test_a_durable_put_is_in_storage_when_it_returns(home: Path, place: Path) -> None:
+    stored = "SELECT count(*) FROM regrow.objects WHERE stored_path IS NOT NULL"
+    ref = ray.put(np.arange(100_000), durable=True)
+    assert rows(home, stored) == [(1,)]
+    small = ray.put("small", durable=True)
+    assert rows(home, "SELECT count(*) FROM regrow.objects WHERE data IS NOT NULL") == [(1,)]
+
+    @ray.remote
+    def puts() -> list[Any]:
+        return [ray.put(np.arange(50_000), durable=True)]
+
+    (inner,) = ray.get(puts.remote(), timeout=60)
+    assert rows(home, stored) == [(2,)]
+    assert len(list(place.glob("*.0"))) == 2
+    del ref, small, inner
+
+
+def test_a_durable_put_that_storage_refuses_is_a_typed_error_and_no_hang(place: Path) -> None:
+    place.rmdir()
+    place.touch()
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="refused the value"):
+        ray.put(np.arange(100_000), durable=True)
+    assert time.monotonic() - started >= RETRY_S
+    place.unlink()
+    place.mkdir()
+    assert int(ray.get(ray.put(np.arange(100_000), durable=True))[7]) == 7

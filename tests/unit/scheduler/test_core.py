@@ -301,6 +301,79 @@ def test_a_put_that_storage_refused_is_written_behind_later() -> None:
     assert any(stored == (oid, "storage/x") for b in node.batches() for stored in b.stored)
 
 
+def put(node: Harness) -> bytes:
+    """The driver puts something large."""
+    oid = put_object_id(node.ids.next_id())
+    node.client(DRIVER, Create(oid, 0, BIG))
+    node.write_spills()
+    node.client(DRIVER, Seal(oid, driver_task_id(ROOT), 1, BIG, digest(b"bytes")))
+    return oid
+
+
+def test_a_durable_put_is_answered_after_the_commit_of_its_place_in_storage() -> None:
+    node, _ = running()
+    oid = put(node)
+    node.client(DRIVER, Ask(1, "store_put", oid))
+    assert len(node.of(events.StoreBytes)) == 1, "it does not wait for its turn"
+    node.commit_all()
+    node.say(events.Stored(oid, "storage/x"))
+    assert not node.messages(DRIVER, Answer)
+    node.commit_all()
+    assert node.messages(DRIVER, Answer) == [Answer(1, b"")]
+    node.client(DRIVER, Ask(2, "store_put", oid))
+    assert node.messages(DRIVER, Answer)[1:] == [Answer(2, b"")]
+    tick(node, 60_000)
+    assert len(node.of(events.StoreBytes)) == 1, "it is not written behind again"
+
+
+def test_a_durable_put_that_is_being_written_behind_is_answered_with_that() -> None:
+    node, _ = running()
+    oid = put(node)
+    tick(node, 60_000)
+    node.client(DRIVER, Ask(1, "store_put", oid))
+    refuse_store(node, oid)
+    assert not node.messages(DRIVER, Answer), "somebody waits: it is tried again at once"
+    tick(node, 61_000)
+    assert len(node.of(events.StoreBytes)) == 2
+    node.say(events.Stored(oid, "storage/x"))
+    node.commit_all()
+    assert node.messages(DRIVER, Answer) == [Answer(1, b"")]
+
+
+def test_a_durable_put_that_was_spilled_is_brought_back_to_be_stored() -> None:
+    node, worker = running(arena=512 * 1024)
+    oid = put(node)
+    others = [large_result(node, worker) for _ in range(6)]
+    node.write_spills()
+    node.client(DRIVER, Ask(1, "store_put", oid))
+    assert not node.of(events.StoreBytes)
+    node.write_spills()
+    assert node.of(events.RestoreBytes)
+    node.say(events.Restored((oid, 0), ok=True))
+    assert len(node.of(events.StoreBytes)) == 1
+    node.say(events.Stored(oid, "storage/x"))
+    node.commit_all()
+    assert node.messages(DRIVER, Answer) == [Answer(1, b"")]
+    node.client(DRIVER, Drop([oid, *others]))
+    assert node.core.transport.store.lookup((oid, 0)) is None, "a pin was left"
+
+
+def test_a_durable_put_that_cannot_be_stored_is_a_typed_error() -> None:
+    node, _ = running()
+    oid = put(node)
+    node.client(DRIVER, Ask(1, "store_put", oid))
+    refuse_store(node, oid)
+    tick(node, 60_000)
+    refuse_store(node, oid, "out_of_disk")
+    node.client(DRIVER, Ask(2, "store_put", b"?" * 20))
+    node.commit_all()
+    refused, unknown = [answer.error for answer in node.messages(DRIVER, Answer)]
+    assert refused is not None
+    assert unknown is not None
+    assert (refused.code, unknown.code) == ("out_of_disk", "object_lost")
+    assert "it says no" in refused.message
+
+
 def test_a_copy_that_is_brought_back_is_pinned_once_for_each_reader() -> None:
     node, worker = running(arena=512 * 1024)
     oid = large_result(node, worker)
