@@ -364,7 +364,7 @@ class ActorTable:
         else:
             message = (
                 f"the actor {actor.name} died: its worker process (pid {worker.pid}) ended "
-                f"unexpectedly. It had max_restarts=0, so it was not restarted."
+                f"{_why(worker)} It had max_restarts=0, so it was not restarted."
             )
         if actor.recoverable and not actor.exiting and actor.state != DEAD:
             self._restart(actor, worker)
@@ -406,9 +406,9 @@ class ActorTable:
         actor.queues[task.header.parent_id].remove(task)
         self._core.tasks.fail(
             task,
-            "worker_crashed",
+            "out_of_memory" if worker.out_of_memory else "worker_crashed",
             f"{task.header.name} killed the actor's process (pid {worker.pid}) {task.kills} times "
-            "and is skipped; the actor goes on without it.",
+            f"and is skipped; the actor goes on without it. The last time it ended {_why(worker)}",
         )
 
     def returns(self, actor: Actor, state: int = RESTORING) -> None:
@@ -556,3 +556,7 @@ class ActorTable:
             for actor in self.table.values()
             if actor.state == HERE
         ]
+
+
+def _why(worker: Worker) -> str:
+    return f"because {worker.out_of_memory}" if worker.out_of_memory else "unexpectedly."

@@ -89,6 +89,7 @@ from regrow.scheduler.events import Effect, Event
 from regrow.scheduler.journal import Journal, OpenBatch
 from regrow.scheduler.ledger import Ledger, Shape
 from regrow.scheduler.objects import Entry, ObjectTable
+from regrow.scheduler.pressure import Pressure
 from regrow.scheduler.questions import Questions
 from regrow.scheduler.tasks import TaskTable
 from regrow.scheduler.transport import Transport
@@ -159,6 +160,7 @@ class Core:
         self.actors = ActorTable(self)
         self.checkpointer = Checkpointer(self)
         self.pool = Pool(self)
+        self.pressure = Pressure(self)
         self.questions = Questions(self)
         self.drivers: dict[int, Driver] = {}
         self._driver_of_job: dict[int, int] = {}
@@ -203,6 +205,8 @@ class Core:
                 self._flush(due=True)
             case events.Tick():
                 self._tick(event.now_ms)
+            case events.MemoryMeasured():
+                self.pressure.measured(event)
             case events.PeerSaid():
                 self._hear(event.node_id, event.incarnation)
                 self._peer_said(event.node_id, event.message)
@@ -811,6 +815,7 @@ class Core:
                 "starts it again."
             )
         self.pool.tick(now_ms)
+        self.pressure.tick(now_ms)
         self.questions.tick()
         if len(self.nodes) > 1 and self.pool.queued:
             self.pool.offload()

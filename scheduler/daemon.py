@@ -47,8 +47,10 @@ from regrow.scheduler.clients import ArenaDoor, ClientServer
 from regrow.scheduler.core import Core, NodeSettings
 from regrow.scheduler.events import Effect, Event
 from regrow.scheduler.logwriter import LogWriter
+from regrow.scheduler.memory import MemoryGauge
 from regrow.scheduler.options import NodeOptions, parse_options
 from regrow.scheduler.peers import Credentials, PeerNetwork
+from regrow.scheduler.pressure import is_pressed
 from regrow.scheduler.processes import WorkerProcesses
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Daemon:
         self._last_append = 0.0
         self._busy = False
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._memory = MemoryGauge(config.memory_limit)
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -174,6 +177,8 @@ class Daemon:
             self._loop.add_signal_handler(stop_signal, self._stop)
         self._tick()
         self._renew()
+        if self._config.memory_monitor_refresh_ms > 0:
+            self._measure()
         self._announce(view)
 
     def _announce(self, view: NodeView) -> None:
@@ -323,6 +328,15 @@ class Daemon:
         if time.monotonic() - self._last_append >= interval_s:
             self._carry(self._core.renew())
         self._loop.call_later(interval_s, self._renew)
+
+    def _measure(self) -> None:
+        if self._core is None or self._ended.done():
+            return
+        config, pids = self._config, self._processes.pids
+        used, limit = self._memory.read(pids.values())
+        if is_pressed(used, limit, config.memory_usage_threshold):
+            self.on_event(events.MemoryMeasured(used, limit, self._memory.sizes(pids)))
+        self._loop.call_later(config.memory_monitor_refresh_ms / 1000, self._measure)
 
     # --- end --------------------------------------------------------------------------------------
 

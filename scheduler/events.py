@@ -95,6 +95,14 @@ class Tick(Struct, frozen=True, gc=False):
     now_ms: float
 
 
+class MemoryMeasured(Struct, frozen=True, gc=False):
+    """Memory is short. Bytes: what is used of how much, and by which worker (by its number)."""
+
+    used: int
+    limit: int
+    workers: dict[int, int]
+
+
 class FetchAsked(Struct, frozen=True, gc=False):
     """A peer wants the bytes of an object; answered by ``ServeBytes`` with the same number."""
 
@@ -139,7 +147,8 @@ class Stored(Struct, frozen=True, gc=False):
 Event = (
     ClientArrived | ClientSaid | ClientGone | DriverExited | WorkerExited | PeerSaid | PeerLost
     | StoreSaid | StoreLost
-    | Appended | FlushDue | Tick | FetchAsked | BytesServed | Fetched | Spilled | Restored | Stored
+    | Appended | FlushDue | Tick | MemoryMeasured | FetchAsked | BytesServed | Fetched | Spilled
+    | Restored | Stored
 )  # fmt: skip
 
 # --- effects --------------------------------------------------------------------------------------

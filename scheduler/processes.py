@@ -93,6 +93,11 @@ class WorkerProcesses:
         finally:
             self._socket.setblocking(False)
 
+    @property
+    def pids(self) -> Mapping[int, int]:
+        """Of the workers, by their numbers."""
+        return self._pids
+
     def connected(self, number: int, pid: int) -> None:
         """A worker said who it is."""
         self._pids[number] = pid

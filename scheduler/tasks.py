@@ -74,8 +74,8 @@ class Task:
     __slots__ = (
         "attempt", "client", "digests", "ended", "gpus", "header", "holder",
         "infeasible_ms", "kills", "logged",
-        "missing", "node", "order", "rebuild", "restore", "restored", "shape", "spec", "state",
-        "submitter", "worker",
+        "missing", "node", "oom_kills", "order", "rebuild", "restore", "restored", "shape",
+        "spec", "state", "submitter", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +108,8 @@ class Task:
         self.logged = False
         #: Workers that it killed.
         self.kills = 0
+        #: Attempts that were ended because memory was short; they do not count as retries.
+        self.oom_kills = 0
         self.gpus: list[int] = []
         #: Its spilled arguments are back and pinned for it.
         self.restored = False
@@ -712,7 +714,7 @@ class TaskTable:
 
     def _may_retry(self, task: Task) -> bool:
         retries = task.header.max_retries
-        return retries < 0 or task.attempt <= retries
+        return retries < 0 or task.attempt - task.oom_kills <= retries
 
     def next_attempt(self, task: Task) -> None:
         """The attempt is over, in the log too."""

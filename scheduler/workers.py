@@ -48,7 +48,8 @@ class Worker:
 
     __slots__ = (
         "actor", "blocked", "client", "exited_ms", "functions", "gpus", "idle_since_ms",
-        "in_flight", "number", "pid", "progress_ms", "retiring", "shape", "taking_back", "told",
+        "in_flight", "number", "out_of_memory", "pid", "progress_ms", "retiring", "shape",
+        "taking_back", "told",
     )  # fmt: skip
 
     def __init__(self, number: int, pid: int, client: int) -> None:
@@ -70,6 +71,8 @@ class Worker:
         self.retiring = False
         #: How much of its standard output and error it has told.
         self.told = {1: 0, 2: 0}
+        #: Why it is ended, if memory is short.
+        self.out_of_memory = ""
         #: When its process ended; negative: it lives.
         self.exited_ms = -1.0
 
@@ -401,14 +404,17 @@ class Pool:
     def _killed_its_worker(self, task: Task, worker: Worker) -> None:
         core = self._core
         header = task.header
-        task.kills += 1
         task.worker = None
+        if worker.out_of_memory:
+            core.pressure.ended(task, worker)
+            return
+        task.kills += 1
         actor = core.actors.table.get(header.task_id)
         if actor is not None and actor.exiting:
             core.tasks.fail(task, "actor_died", f"{header.name} was killed while it was created")
             return
         retries = header.max_retries
-        spent = retries >= 0 and task.attempt > retries
+        spent = retries >= 0 and task.attempt - task.oom_kills > retries
         # An allowance that was named is honoured; one without end would never get past this task.
         if spent or (retries < 0 and task.kills >= core.config.worker_kills_max):
             how = (

@@ -64,6 +64,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     #: How long storage may refuse a result that must be in it before anyone sees it.
     storage_retry_s: float = 10.0
 
+    #: A node that uses more than this part of its memory ends a worker before the kernel does.
+    memory_usage_threshold: float = 0.95
+    #: How often a node measures its memory; 0: never.
+    memory_monitor_refresh_ms: float = 250.0
+    #: What a node's workers may use together; 0: what the cgroup or the machine has, for all.
+    memory_limit: int = 0
+    #: How often a task that was ended for memory runs again; these are no ``max_retries``.
+    task_oom_retries: int = 5
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Config:
         """The defaults with ``REGROW_<FIELD>`` applied. Raises ValueError naming a bad variable."""
