@@ -152,6 +152,8 @@ class Fencing:
         for node_id, incarnation, left_s in leases.nodes:
             node = self._members.nodes.get(node_id)
             if left_s < 0 and node is not None and node.view.incarnation == incarnation:
+                if node.spared_until > self._context.now:
+                    continue  # a full disk is no reason to lose what a node has in memory
                 reason = f"it did not renew its lease of {ttl:g} s"
                 self._fence(node, reason, only_expired=True)
 

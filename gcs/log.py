@@ -62,7 +62,12 @@ SELECT set_config('role', 'regrow_append', false) FROM pg_roles
 
 
 class LogConnectionLost(Exception):
-    """The connection to Postgres broke or could not be made: which batches are in is unknown."""
+    """The connection to Postgres broke or could not be made, or a batch was refused: which batches
+    are in is unknown. ``sqlstate``: Postgres's word for why, if it said one."""
+
+    def __init__(self, reason: str, sqlstate: str = "") -> None:
+        super().__init__(reason)
+        self.sqlstate = sqlstate
 
 
 class LogConnection:
@@ -71,6 +76,8 @@ class LogConnection:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
+        #: Kept: libpq forgets it when the server closes the connection, those who watch it do not.
+        self._fileno = self._pgconn.socket
         #: Numbers of the batches that are not answered yet, oldest first.
         self._sent: deque[int] = deque()
         self._answer: AppendResult | None = None
@@ -104,7 +111,7 @@ class LogConnection:
 
     def fileno(self) -> int:
         """The socket to watch: for reading always, for writing while ``flush`` says so."""
-        return self._pgconn.socket
+        return self._fileno
 
     @property
     def backend_pid(self) -> int:
@@ -176,7 +183,7 @@ def _read(result: pq.abc.PGresult) -> AppendResult:
     if sqlstate.decode() == CONFLICT_SQLSTATE:
         detail = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
         return AppendResult(CONFLICT, detail.decode(errors="replace"))
-    raise LogConnectionLost(_message(result))
+    raise LogConnectionLost(_message(result), sqlstate.decode())
 
 
 def _message(result: pq.abc.PGresult) -> str:

@@ -39,7 +39,7 @@ DEAD_LISTED: Final = 100
 class Node:
     """An incarnation that is alive in Postgres."""
 
-    __slots__ = ("conn", "fencing", "probing", "report_by", "view")
+    __slots__ = ("conn", "fencing", "probing", "report_by", "spared_until", "view")
 
     def __init__(self, view: NodeView, conn: int, report_by: float | None) -> None:
         self.view = view
@@ -50,6 +50,8 @@ class Node:
         self.probing = False
         #: A ``Fence`` or ``NodeLeft`` is under way.
         self.fencing = False
+        #: It says that Postgres refuses its log, so that its lease proves nothing before.
+        self.spared_until = 0.0
 
     @property
     def node_id(self) -> int:
@@ -287,6 +289,8 @@ class Membership:
 
     def status(self, node: Node, message: NodeStatus) -> None:
         node.view = structs.replace(node.view, available=message.available, queued=message.queued)
+        if message.log_refused:
+            node.spared_until = self._context.now + self._context.settings.lease_ttl_s
         self._changed = True
 
     def has_reported(self, node: Node) -> None:

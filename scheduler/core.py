@@ -89,6 +89,7 @@ from regrow.scheduler.events import Effect, Event
 from regrow.scheduler.journal import Journal, OpenBatch
 from regrow.scheduler.ledger import Ledger, Shape
 from regrow.scheduler.objects import Entry, ObjectTable
+from regrow.scheduler.outage import Outage
 from regrow.scheduler.pressure import Pressure
 from regrow.scheduler.questions import Questions
 from regrow.scheduler.tasks import TaskTable
@@ -97,6 +98,8 @@ from regrow.scheduler.workers import Pool
 
 #: A control store that is away for so long is told of.
 STORE_PATIENCE_MS: Final = 3_000.0
+#: The status of a node whose log is refused is repeated this often.
+STATUS_AGAIN_MS: Final = 1_000.0
 
 
 class NodeSettings(Struct, frozen=True, kw_only=True):
@@ -162,6 +165,7 @@ class Core:
         self.pool = Pool(self)
         self.pressure = Pressure(self)
         self.questions = Questions(self)
+        self.outage = Outage(self)
         self.drivers: dict[int, Driver] = {}
         self._driver_of_job: dict[int, int] = {}
         #: Where a job's driver was last heard of, for the output of its workers.
@@ -179,6 +183,7 @@ class Core:
         self._flush_armed = False
         self._copy_number = 1_000_000
         self._status = NodeStatus({}, -1)
+        self._status_ms = 0.0
         self._over = False
         #: Since when the control store is away (negative: it is not), and whether drivers know.
         self._store_lost_ms = -1.0
@@ -200,6 +205,8 @@ class Core:
                 self._client_said(event.client, event.message)
             case events.Appended():
                 self._appended(event)
+            case events.LogFailed():
+                self.outage.failed(event)
             case events.FlushDue():
                 self._flush_armed = False
                 self._flush(due=True)
@@ -406,6 +413,9 @@ class Core:
     def _appended(self, event: events.Appended) -> None:
         if event.verdict == operations.APPLIED:
             self._release(self.journal.committed(event.number))
+            if self.outage.told and self._store_lost_ms >= 0:
+                self._store_lost_ms = self.now_ms  # it waited for Postgres too
+            self.outage.answered()
         elif event.verdict == operations.BEHIND:
             self._end(
                 events.StopNode(
@@ -621,7 +631,8 @@ class Core:
         self.objects.node_died(node_id, came_back)
         self.actors.node_died(node_id, message.reason)
 
-    def _tell_of_store(self, text: str) -> None:
+    def tell_drivers(self, text: str) -> None:
+        """A line on the standard error of every driver of this node."""
         for driver in self.drivers.values():
             self.warn_driver(driver.job, text)
 
@@ -630,7 +641,7 @@ class Core:
         self._store_lost_ms = -1.0
         if self._told_of_store:
             self._told_of_store = False
-            self._tell_of_store("the control store is back")
+            self.tell_drivers("the control store is back")
         report = self.transport.report(everything=True)
         if report is not None:
             self.send_store_held(report)
@@ -807,9 +818,12 @@ class Core:
 
     def _tick(self, now_ms: float) -> None:
         self.now_ms = now_ms
-        if 0 <= self._store_lost_ms < now_ms - STORE_PATIENCE_MS and not self._told_of_store:
+        self.outage.tick()
+        # Without Postgres no control store leads: then it is not the one that is away.
+        patience = 0 <= self._store_lost_ms < now_ms - STORE_PATIENCE_MS
+        if patience and not self._told_of_store and not self.outage.told:
             self._told_of_store = True
-            self._tell_of_store(
+            self.tell_drivers(
                 "the control store does not answer. Tasks and actors go on; new jobs, names and "
                 "the recovery of lost nodes wait for it. `regrow start --head` on its machine "
                 "starts it again."
@@ -830,9 +844,11 @@ class Core:
             if entry is not None and entry.locating:
                 self.locate(object_id)
         self._report_objects()
-        status = NodeStatus(dict(self.ledger.available), self.pool.queued)
-        if status != self._status:
+        refused = self.outage.lacking
+        status = NodeStatus(dict(self.ledger.available), self.pool.queued, refused)
+        if status != self._status or (refused and now_ms - self._status_ms > STATUS_AGAIN_MS):
             self._status = status
+            self._status_ms = now_ms
             self.send_store(status)
 
     def _report_objects(self) -> None:

@@ -85,6 +85,14 @@ class Appended(Struct, frozen=True, gc=False):
     detail: str = ""
 
 
+class LogFailed(Struct, frozen=True, gc=False):
+    """The connection to Postgres broke or could not be made, or it refused a batch; the shell tries
+    again until there is an answer. ``sqlstate`` is empty where Postgres said none."""
+
+    reason: str
+    sqlstate: str = ""
+
+
 class FlushDue(Struct, frozen=True, gc=False):
     """The time of ``ArmFlush`` is up."""
 
@@ -147,8 +155,8 @@ class Stored(Struct, frozen=True, gc=False):
 Event = (
     ClientArrived | ClientSaid | ClientGone | DriverExited | WorkerExited | PeerSaid | PeerLost
     | StoreSaid | StoreLost
-    | Appended | FlushDue | Tick | MemoryMeasured | FetchAsked | BytesServed | Fetched | Spilled
-    | Restored | Stored
+    | Appended | LogFailed | FlushDue | Tick | MemoryMeasured | FetchAsked | BytesServed | Fetched
+    | Spilled | Restored | Stored
 )  # fmt: skip
 
 # --- effects --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from regrow.gcs.log import LogConnection, LogConnectionLost
 from regrow.gcs.operations import Append
-from regrow.scheduler.events import Appended, Event
+from regrow.scheduler.events import Appended, Event, LogFailed
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class LogWriter:
         self._connection: LogConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
+        #: Since the last answer: the first failure is tried again at once, others later and later.
+        self._failures = 0
 
     async def connect(self) -> None:
         """The first connection. Raises LogConnectionLost."""
@@ -40,7 +42,10 @@ class LogWriter:
         connection = await loop.run_in_executor(
             None, LogConnection.connect, self._url, _CONNECT_TIMEOUT_S
         )
-        self._attach(connection)
+        if self._closed:
+            connection.close()
+        else:
+            self._attach(connection)
 
     def send(self, append: Append) -> None:
         """Sends a batch; ``Appended`` follows. Hot path: once per batch."""
@@ -88,35 +93,40 @@ class LogWriter:
         except LogConnectionLost as error:
             self._lost(error)
             return
+        if answers:
+            self._failures = 0
         for number, result in answers:
             append = self._unanswered.popleft()
             assert append.number == number, "answers come in order"
             self._on_event(Appended(number, result.verdict, result.detail))
 
-    def _lost(self, error: Exception) -> None:
-        logger.warning("the connection to Postgres broke: %s", error)
+    def _lost(self, error: LogConnectionLost) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(connection.fileno())
             loop.remove_writer(connection.fileno())
             connection.close()
+        self._failed("the connection to Postgres broke", error)
         if not self._closed and self._connecting is None:
             self._connecting = asyncio.ensure_future(self._reconnect())
 
+    def _failed(self, what: str, error: LogConnectionLost) -> None:
+        self._failures += 1
+        logger.warning("%s: %s", what, error)
+        self._on_event(LogFailed(str(error), error.sqlstate))
+
     async def _reconnect(self) -> None:
-        delay_s = _RETRY_MIN_S
-        while not self._closed:
+        while not self._closed and self._connection is None:
+            if self._failures > 1:
+                # A server that refuses every batch (its disk is full) accepts every connection.
+                exponent = min(self._failures - 2, 10)
+                await asyncio.sleep(min(_RETRY_MIN_S * 2**exponent, _RETRY_MAX_S))
             try:
                 await self.connect()
-                break
             except LogConnectionLost as error:
-                logger.warning("Postgres cannot be reached: %s", error)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, _RETRY_MAX_S)
+                self._failed("Postgres cannot be reached", error)
         self._connecting = None
-        if self._connection is None and not self._closed:
-            self._connecting = asyncio.ensure_future(self._reconnect())
 
     async def drained(self, timeout_s: float) -> None:
         """Waits until every batch is answered, or the time is up."""

@@ -49,10 +49,13 @@ class Register(WireMessage, frozen=True, tag=80):
 
 
 class NodeStatus(WireMessage, frozen=True, tag=81):
-    """What a node has free; sent when it changes, at most every 50 ms."""
+    """What a node has free; sent when it changes, at most every 50 ms, and every second while
+    Postgres refuses its log."""
 
     available: Resources
     queued: int
+    #: Postgres answers, but lacks something (its disk is full): the lease cannot be renewed.
+    log_refused: bool = False
 
 
 class ObjectsHere(WireMessage, frozen=True, tag=82):

@@ -256,3 +256,16 @@ def test_a_node_without_a_session_is_listed_with_nothing_free_until_it_resumes()
     assert [(node.alive, bool(node.available)) for node in listed] == [(True, True), (True, False)]
     bench.join(msgspec.structs.replace(first.store.nodes[2], queued=1))
     assert all(node.available for node in bench.last(one, Nodes).nodes)
+
+
+def test_a_node_whose_log_is_refused_is_not_fenced_for_its_lease_while_it_says_so() -> None:
+    bench = Bench()
+    one = bench.join()
+    bench.store.leases[1] = -0.1
+    for _ in range(8):  # longer than a lease
+        bench.say(one, NodeStatus({}, 0, log_refused=True))
+        bench.tick(0.5)
+    assert bench.operations(ops.Fence) == []
+    for _ in range(8):  # it falls silent
+        bench.tick(0.5)
+    assert bench.operations(ops.Fence)[0].only_expired
