@@ -98,7 +98,7 @@ _LATER: Final[dict[str, tuple[Any, ...]]] = {
 
 _HINTS: Final = {
     "runtime_env": "Workers run in the environment of their node.",
-    "job": "Jobs that resume are planned.",
+    "job": "A job is named in init(job=...).",
 }
 
 

@@ -260,7 +260,8 @@ def test_the_cluster_is_reached_by_its_address(tmp_path: Path) -> None:
     [
         ("ray.init(include_dashboard=True)", "UnsupportedOptionError"),
         ("ray.init(runtime_env={'pip': ['x']})", "UnsupportedOptionError"),
-        ("ray.init(job='x')", "UnsupportedOptionError: init(job='x') is not in this version"),
+        ("ray.init(labels={'a': 'b'})", "UnsupportedOptionError: init(labels={'a': 'b'}) is not"),
+        ("ray.init(job='')", "ValueError: init(job=''): a job's name is a string"),
         ("ray.init(nonsense=1)", "Unknown keyword argument"),
         ("ray.init(durability='never')", "ValueError"),
         ("ray.init(num_cpus=-1)", "ValueError: num_cpus of init()"),
