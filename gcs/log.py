@@ -133,9 +133,13 @@ class LogConnection:
     def flush(self) -> bool:
         """Writes what the socket takes; True if some is left, to be tried when it is writable."""
         try:
-            return self._pgconn.flush() == 1
+            left = self._pgconn.flush() == 1
         except psycopg.Error as error:
             raise LogConnectionLost(str(error)) from error
+        if self._pgconn.status != pq.ConnStatus.OK:
+            # A write that failed may close the socket and yet be no error: nothing would be read.
+            raise LogConnectionLost(self._pgconn.get_error_message() or "the connection is closed")
+        return left
 
     def receive(self) -> list[tuple[int, AppendResult]]:
         """The answers that have arrived, in the order of sending: (number, answer).
