@@ -102,7 +102,7 @@ class Daemon:
             self._view = self._describe(arena.capacity, listening)
             self._register(self._view)
             async with asyncio.timeout(30):
-                registered, _ = await asyncio.gather(self._registered, log.connect())
+                registered, _ = await asyncio.gather(self._registered, log.connect_first())
             await self._open(registered, arena, listening)
             return await self._ended
         finally:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _RETRY_MIN_S = 0.05
 _RETRY_MAX_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
+#: While an answer is awaited, the connection is looked at this often, whatever the loop says.
+_LOOK_S = 0.25
 
 
 class LogWriter:
@@ -35,9 +37,19 @@ class LogWriter:
         self._closed = False
         #: Since the last answer: the first failure is tried again at once, others later and later.
         self._failures = 0
+        self._looking: asyncio.TimerHandle | None = None
+
+    async def connect_first(self) -> None:
+        """The first connection, however long Postgres is away; the caller has a time limit."""
+        while self._connection is None and not self._closed:
+            try:
+                await self.connect()
+            except LogConnectionLost as error:
+                logger.warning("Postgres cannot be reached: %s", error)
+                await asyncio.sleep(_RETRY_MAX_S)
 
     async def connect(self) -> None:
-        """The first connection. Raises LogConnectionLost."""
+        """One try. Raises LogConnectionLost."""
         loop = asyncio.get_running_loop()
         connection = await loop.run_in_executor(
             None, LogConnection.connect, self._url, _CONNECT_TIMEOUT_S
@@ -50,6 +62,7 @@ class LogWriter:
     def send(self, append: Append) -> None:
         """Sends a batch; ``Appended`` follows. Hot path: once per batch."""
         self._unanswered.append(append)
+        self._look_later()
         connection = self._connection
         if connection is not None:
             try:
@@ -57,6 +70,18 @@ class LogWriter:
                 self._flush(connection)
             except LogConnectionLost as error:
                 self._lost(error)
+
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """libuv stops watching a socket on which an error is pending (a server that was killed with
+        requests unread resets it), and tells nobody."""
+        self._looking = None
+        self._readable()
+        if self._unanswered and not self._closed:
+            self._look_later()
 
     def _attach(self, connection: LogConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -136,6 +161,8 @@ class LogWriter:
 
     def close(self) -> None:
         self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:
