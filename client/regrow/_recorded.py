@@ -62,7 +62,7 @@ class Recording:
     def answer(self, text: str, run: Callable[[psycopg.Connection[Any]], Answer]) -> Answer:
         try:
             told = run(self._connection)
-        except psycopg.Error as error:  # a program may go on from it, behind a savepoint
+        except Exception as error:  # a program may go on from it, behind a savepoint
             self._record.append(Answer(text, error=error))
             raise
         self._record.append(told)
@@ -132,7 +132,7 @@ class StepCursor:
     ) -> None:
         """Run a statement with each of the parameters; see psycopg."""
         if returning:
-            self._refuse("executemany(returning=True)")
+            refuse("executemany(returning=True)")
 
         def run(connection: psycopg.Connection[Any]) -> Answer:
             with self._cursor(connection) as cursor:
@@ -202,13 +202,7 @@ class StepCursor:
         self.close()
 
     def __getattr__(self, name: str) -> NoReturn:
-        self._refuse(name)
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise AttributeError(
-            f"{name} cannot be recorded. regrow.transaction(...).run(function) gives the function "
-            f"the connection itself, and skips it as a whole when it has been committed"
-        )
+        refuse(name)
 
 
 class StepConnection:
@@ -230,15 +224,20 @@ class StepConnection:
         return self._statements.savepoint(savepoint_name)
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in ("commit", "rollback", "close"):
-            raise AttributeError(
-                f"{name}() is not the body's to call: the step commits at its end, and an "
-                f"exception rolls it back"
-            )
+        refuse(name)
+
+
+def refuse(name: str) -> NoReturn:
+    """Of a connection or cursor, what a step does not have."""
+    if name in ("begin", "commit", "rollback", "close"):
         raise AttributeError(
-            f"{name} cannot be recorded. regrow.transaction(...).run(function) gives the function "
-            f"the connection itself, and skips it as a whole when it has been committed"
+            f"{name}() is not the body's to call: the step commits at its end, and an exception "
+            f"rolls it back"
         )
+    raise AttributeError(
+        f"{name} cannot be recorded. regrow.transaction(...).run(function) gives the function the "
+        f"connection itself, and skips it as a whole when it has been committed"
+    )
 
 
 def _answer(cursor: psycopg.Cursor[Any], text: str) -> Answer:

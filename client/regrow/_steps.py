@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import psycopg
 from psycopg import errors, sql
@@ -35,6 +36,9 @@ _READ: Final = "SELECT outcome FROM {} WHERE step = %s"
 _CREATION_LOCK: Final = 0x7265_6772_6F77  # "regrow"
 #: Snapshots that are older than the row they meet (REPEATABLE READ) are taken anew.
 _CLAIMS_MAX: Final = 10
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 Connection = psycopg.Connection[Any]
 
@@ -158,16 +162,20 @@ class Step:
 def opened(target: object) -> tuple[Connection, Callable[[], None]]:
     """The connection to use, and what to do with it in the end.
 
-    Raises TypeError for what is no psycopg connection or URL of Postgres.
+    Raises TypeError for what is no connection or URL of Postgres.
     """
     if isinstance(target, psycopg.Connection):
         return target, _leave_open
+    if is_sqlalchemy(target):
+        from regrow._recorded_sqlalchemy import driver_connection, leave_transaction
+
+        return driver_connection(target), partial(leave_transaction, target)
     render = getattr(target, "render_as_string", None)  # a URL object of SQLAlchemy's
     url = render(hide_password=False) if render is not None else target
     if not isinstance(url, str):
         raise TypeError(
-            f"regrow.transaction() takes a URL (postgresql://...) or a psycopg.Connection, not a "
-            f"{type(target).__name__}; of a SQLAlchemy engine give its engine.url"
+            f"regrow.transaction() takes a URL (postgresql://...), or a connection of psycopg or "
+            f"SQLAlchemy, not a {type(target).__name__}"
         )
     scheme, separator, rest = url.partition("://")
     if separator:
@@ -176,6 +184,11 @@ def opened(target: object) -> tuple[Connection, Callable[[], None]]:
         url = f"postgresql://{rest}"
     connection = psycopg.connect(url)
     return connection, connection.close
+
+
+def is_sqlalchemy(target: object) -> TypeGuard[sqlalchemy.Connection]:
+    """Whether it is a connection of SQLAlchemy's, which is not imported to find out."""
+    return hasattr(target, "exec_driver_sql")
 
 
 def _leave_open() -> None:

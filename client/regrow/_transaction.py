@@ -10,24 +10,42 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import cloudpickle
 
 from regrow import _client
 from regrow._context import Task
 from regrow._recorded import RECORD_MAX, Recording, Replaying, StepConnection
-from regrow._steps import Connection, Step, opened
+from regrow._steps import Connection, Step, is_sqlalchemy, opened
 from regrow.exceptions import ReplayMismatchError
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+    from regrow._recorded_sqlalchemy import AlchemyConnection
 
 P = ParamSpec("P")
 R = TypeVar("R")
+#: What ``run`` gives to its function, and what ``with`` gives to its body.
+C = TypeVar("C")
+S = TypeVar("S")
 
 _RUN: Final = "run"
 _WITH: Final = "with"
 
 
-class Transaction:
+class Transaction(Generic[C, S]):
     """One transaction, once. Its number in the task is that of its making, not of its beginning."""
 
     def __init__(self, target: object, key: str | None, table: str) -> None:
@@ -43,7 +61,7 @@ class Transaction:
 
     # --- with -------------------------------------------------------------------------------------
 
-    def __enter__(self) -> StepConnection:
+    def __enter__(self) -> S:
         recorded = self._begin()
         if recorded is None:
             assert self._open is not None
@@ -51,7 +69,11 @@ class Transaction:
         else:
             self._finish()
             self._statements = Replaying(self._of_kind(_WITH, recorded), self._step)
-        return StepConnection(self._statements)
+        if is_sqlalchemy(self._target):
+            from regrow._recorded_sqlalchemy import AlchemyConnection
+
+            return cast(S, AlchemyConnection(self._statements, self._target))
+        return cast(S, StepConnection(self._statements))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
@@ -70,7 +92,7 @@ class Transaction:
     # --- run --------------------------------------------------------------------------------------
 
     def run(
-        self, function: Callable[Concatenate[Connection, P], R], /,
+        self, function: Callable[Concatenate[C, P], R], /,
         *args: P.args, **kwargs: P.kwargs,
     ) -> R:  # fmt: skip
         """What ``function(connection, ...)`` returned when it was committed; calls it, in the
@@ -81,7 +103,8 @@ class Transaction:
             return cast(R, self._of_kind(_RUN, recorded))
         assert self._open is not None
         try:
-            result = function(self._open.connection, *args, **kwargs)
+            handed = self._target if is_sqlalchemy(self._target) else self._open.connection
+            result = function(cast(C, handed), *args, **kwargs)
         except BaseException as error:
             self._abandon(error)
             raise
@@ -142,7 +165,17 @@ class Transaction:
         return outcome
 
 
-def transaction(target: Any, *, key: str | None = None, table: str = "regrow_steps") -> Transaction:
+@overload
+def transaction(
+    target: str | sqlalchemy.URL | Connection, *, key: str | None = None, table: str = ...
+) -> Transaction[Connection, StepConnection]: ...
+@overload
+def transaction(
+    target: sqlalchemy.Connection, *, key: str | None = None, table: str = ...
+) -> Transaction[sqlalchemy.Connection, AlchemyConnection]: ...
+def transaction(
+    target: Any, *, key: str | None = None, table: str = "regrow_steps"
+) -> Transaction[Any, Any]:
     """SQL in a database of the program's own that takes effect once, however often its task runs.
 
         with regrow.transaction(url) as connection:
@@ -150,12 +183,13 @@ def transaction(target: Any, *, key: str | None = None, table: str = "regrow_ste
 
         regrow.transaction(url).run(function, argument)  # calls function(connection, argument)
 
-    ``target`` is a URL (``postgresql://...``) or an idle ``psycopg.Connection``.  The transaction
-    also writes a row into ``table`` there, which is created if it is missing.  When the task runs
-    again, the statements of a ``with`` are answered from that row, and ``run`` returns what the
-    function returned.  ``key`` names the transaction within its task; without one, the task's
-    transactions are numbered.  A driver of an unnamed job is never run again as the same job, so
-    that it has to give a ``key``, which holds in the whole table.
+    ``target`` is a URL (``postgresql://...``), or an idle connection of psycopg or SQLAlchemy, that
+    the body or function is given.  The transaction also writes a row into ``table`` there, which is
+    created if it is missing.  When the task runs again, the statements of a ``with`` are answered
+    from that row, and ``run`` returns what the function returned.  ``key`` names the transaction
+    within its task; without one, the task's transactions are numbered.  A driver of an unnamed job
+    is never run again as the same job, so that it has to give a ``key``, which holds in the whole
+    table.
 
     Raises what the database and the body raise, after rolling both back; ReplayMismatchError where
     the code that runs again is other than the one that was committed.

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,3 +208,45 @@ def test_the_driver_of_a_named_job_has_steps_of_its_own(home: Path, url: str) ->
         for _ in range(2):
             assert ray.transaction(url, key="once and for all").run(enter, 5) == 4
     assert amounts(url) == [1, 2, 3, 5]
+
+
+RESUMED = """
+import os, sys
+import regrow as ray
+
+def enter(connection, amount):
+    row = connection.execute(
+        "INSERT INTO entries (amount) VALUES (%s) RETURNING id", [amount]
+    ).fetchone()
+    return row[0]
+
+url, crashes = sys.argv[1], sys.argv[2] == "crashes"
+ray.init(job="import")
+
+@ray.remote
+def transfer(amount):
+    return ray.transaction(url).run(enter, amount)
+
+ids = [ray.get(transfer.remote(10)), ray.transaction(url).run(enter, 20)]
+with ray.transaction(url) as connection:
+    ids.append(enter(connection, 30))
+if crashes:
+    os._exit(3)
+print(ids, ray.get(transfer.remote(40)))
+"""
+
+
+def test_a_resumed_job_repeats_no_sql(
+    home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGROW_POSTGRES", url)
+    program = tmp_path / "program.py"
+    program.write_text(RESUMED)
+    command = [sys.executable, str(program), url]
+    for _ in range(2):
+        assert subprocess.run([*command, "crashes"], check=False, timeout=60).returncode == 3
+    finished = subprocess.run(
+        [*command, "ends"], check=True, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert finished.stdout == "[1, 2, 3] 4\n"
+    assert amounts(url) == [10, 20, 30, 40]
