@@ -47,8 +47,11 @@ class Pressure:
     def measured(self, event: MemoryMeasured) -> None:
         """Ends a worker if memory is short, and none is ending already."""
         core = self._core
-        if not is_pressed(event.used, event.limit, core.config.memory_usage_threshold):
+        threshold = core.config.memory_usage_threshold
+        if not is_pressed(event.used, event.limit, threshold):
             return
+        if sum(event.workers.values()) < event.used - event.limit * threshold:
+            return  # others have it: no worker's end would help
         if self._ending is not None and self._ending.number in core.pool.workers:
             return
         worker = self._victim(event.workers)

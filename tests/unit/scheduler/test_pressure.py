@@ -104,6 +104,14 @@ def test_a_worker_whose_end_would_free_next_to_nothing_is_left_alone() -> None:
     assert measure(node, 9.9, sizes) == [worker_of(node, big)]
 
 
+def test_nothing_is_ended_where_others_have_the_memory() -> None:
+    node = node_with(3)
+    task = running(node)
+    few = dict.fromkeys(node.core.pool.workers, GIB // 100)
+    assert measure(node, 9.9, few) == []
+    assert measure(node, 9.52, few) == [worker_of(node, task)]
+
+
 def test_idle_workers_are_left_alone() -> None:
     assert measure(node_with(3), 9.9) == []
 
