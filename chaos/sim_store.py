@@ -103,6 +103,9 @@ class SimStore(SimReads):
                 self.nodes.put(key, replace(row, view=replace(row.view, total=op.total)))
         return ops.Done()
 
+    def _node_drains(self, op: ops.NodeDrains) -> ops.Done:
+        return ops.Done()  # for SQL readers only
+
     def _write_event(self, op: ops.WriteEvent) -> ops.Done:
         self.events.put(len(self.events) + 1, ((0, 0), op.event))
         return ops.Done()
@@ -157,8 +160,11 @@ class SimStore(SimReads):
             if actor.state not in ("alive", "restarting") or self.alive(actor.node):
                 continue
             runs = self.jobs[actor.job].status == "running"
-            if actor.state == "restarting" or (runs and actor.may_restart):
-                restarts = actor.restarts + (actor.state == "alive")
+            lives = actor.state == "alive"
+            # A node that left in good order costs no restart.
+            moves = attempts == 0 and lives and (actor.max_restarts or 0) > 0
+            if not lives or (runs and (actor.may_restart or moves)):
+                restarts = actor.restarts + (attempts if lives else 0)
                 ended = replace(actor, state="restarting", restarts=restarts, error=None)
             else:
                 ended = replace(actor, state="dead", error=ACTOR_LOST)
@@ -448,6 +454,7 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.ReadLeases: SimStore._read_leases,
     ops.ReadNodes: SimStore._read_nodes,
     ops.UpdateResources: SimStore._update_resources,
+    ops.NodeDrains: SimStore._node_drains,
     ops.WriteEvent: SimStore._write_event,
     ops.Fence: SimStore._fence,
     ops.NodeLeft: SimStore._node_left,

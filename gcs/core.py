@@ -251,7 +251,7 @@ class Core:
             case Rebuilt():
                 self.recovery.rebuilt(node, message)
             case Leave():
-                self.fencing.left(node)
+                self.fencing.left(node, message.reason)
             case Register():
                 raise AssertionError("registrations are handled before")
             case _:

@@ -51,6 +51,8 @@ class _Fencing(Continuation):
     node_id: int
     incarnation: int
     reason: str
+    #: It stopped by itself.
+    in_order: bool = False
 
 
 class _Confirming(Continuation):
@@ -61,6 +63,7 @@ class _Confirming(Continuation):
     reason: str
     #: What it says was reassigned, if it was that fence which landed.
     fenced: NodeFenced
+    in_order: bool = False
 
 
 class _Sweeping(Continuation):
@@ -163,13 +166,13 @@ class Fencing:
         """Its node came back as a new incarnation, so this one is no more."""
         self._fence(node, CAME_BACK)
 
-    def left(self, node: Node) -> None:
-        """It stops in good order."""
+    def left(self, node: Node, reason: str = "") -> None:
+        """It stops in good order; ``reason`` where it gave one."""
         if not node.fencing:
             node.fencing = True
             heirs = self._members.heirs(without=node.node_id)
-            operation = NodeLeft(self._context.epoch, *node.key, heirs)
-            self._context.execute(operation, _Fencing(*node.key, LEFT))
+            operation = NodeLeft(self._context.epoch, *node.key, heirs, reason)
+            self._context.execute(operation, _Fencing(*node.key, reason or LEFT, in_order=True))
 
     def _fence(self, node: Node, reason: str, only_expired: bool = False) -> None:
         if node.fencing:
@@ -184,10 +187,10 @@ class Fencing:
         node = self._members.nodes[then.node_id]
         assert node.view.incarnation == then.incarnation
         if fenced.landed:
-            self._bury(node, then.reason, fenced)
+            self._bury(node, then.reason, fenced, then.in_order)
         else:
             # Its lease was renewed; or it is dead already: an earlier try of ours succeeded.
-            confirming = _Confirming(then.node_id, then.incarnation, then.reason, fenced)
+            confirming = _Confirming(*node.key, then.reason, fenced, then.in_order)
             self._context.execute(ReadNodes(), confirming)
 
     def _confirmed(self, then: _Confirming, reply: Reply) -> None:
@@ -198,14 +201,14 @@ class Fencing:
             node.fencing = False
             self._members.retry_held()
         else:
-            self._bury(node, then.reason, then.fenced)
+            self._bury(node, then.reason, then.fenced, then.in_order)
 
-    def _bury(self, node: Node, reason: str, fenced: NodeFenced) -> None:
+    def _bury(self, node: Node, reason: str, fenced: NodeFenced, in_order: bool) -> None:
         """Postgres has declared it dead: tell everyone, and then the heirs of its tasks, who would
         otherwise hand them to the dead node."""
         conn = node.conn
         self._members.remove(node, reason)
-        if reason == LEFT:
+        if in_order:
             self._context.close(conn)  # which tells it that it may go
         else:
             self._context.send(conn, Fenced(reason))

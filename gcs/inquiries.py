@@ -7,7 +7,9 @@ is answered once it has another.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from regrow.gcs.core_context import Context, Continuation, Reply
@@ -16,6 +18,7 @@ from regrow.gcs.operations import FunctionRows, ReadFunctions, ReadTasks, TaskRo
 from regrow.messages import (
     PENDING,
     AskStore,
+    DrainNode,
     FetchFunctions,
     Functions,
     LookUpTasks,
@@ -24,6 +27,8 @@ from regrow.messages import (
     encode,
 )
 from regrow.messages import Reply as Answer
+
+_drain_decoder: Final = msgspec.msgpack.Decoder(DrainNode)
 
 
 class _LookUp(Struct):
@@ -81,9 +86,13 @@ class Inquiries:
         self._context.send(self._conn_of(then.asker), Functions(rows.functions))
 
     def ask(self, node: Node, message: AskStore) -> None:
-        """``nodes``: the list of ``NodeView``."""
+        """``nodes``: the list of ``NodeView``; ``drain``: whether that node was asked to go."""
         if message.what == "nodes":
             answer = Answer(message.number, encode(self._members.views()))
+        elif message.what == "drain":
+            order = _drain_decoder.decode(message.body)
+            asked = self._members.drain(order.node_id, order.deadline_s, order.reason)
+            answer = Answer(message.number, encode(asked))
         else:
             text = f"the control store cannot answer the question {message.what!r}"
             answer = Answer(message.number, b"", SystemFailure("control_store", text))

@@ -13,9 +13,10 @@ from msgspec import structs
 
 from regrow.gcs.core_context import RETRY_FIRST_S, Context, Continuation, Reply
 from regrow.gcs.core_events import StoreFailed
-from regrow.gcs.operations import NodeRegistered, NodeRows, ReadNodes, RegisterNode
+from regrow.gcs.operations import NodeDrains, NodeRegistered, NodeRows, ReadNodes, RegisterNode
 from regrow.messages import (
     PROTOCOL_VERSION,
+    Drain,
     Fenced,
     FromStore,
     NodeDied,
@@ -67,6 +68,10 @@ class _Loading(Continuation):
     pass
 
 
+class _Noting(Continuation):
+    pass
+
+
 class _Registering(Continuation):
     """Not tried again by itself: its session may be gone, and the node have come back since."""
 
@@ -106,6 +111,7 @@ class Membership:
         self.all_reported: Callable[[], None]
         context.on(_Loading, self._nodes_read)
         context.on(_Registering, self._node_registered)
+        context.on(_Noting, lambda then, reply: None)
 
     # what others ask
 
@@ -123,21 +129,23 @@ class Membership:
         return conn in self._held or conn in self._registering
 
     def heirs(self, without: int = 0) -> list[tuple[int, int]]:
-        """Who may be given tasks: the nodes with the most free first."""
+        """Who may be given tasks: the nodes with the most free first; those that drain only if
+        there are no others."""
         able = [n for n in self.nodes.values() if n.node_id != without and not n.fencing]
+        able = [n for n in able if not n.view.draining] or able
         able.sort(key=lambda n: (n.view.queued, -sum(n.view.available.values()), n.node_id))
         return [node.key for node in able]
 
     def choose(self, preferred: int, needs: Resources) -> Node | None:
         """A node that can ever offer ``needs``: the preferred, else the one with the most free; one
-        that seems dead only if there is no other."""
+        that seems dead, or drains, only if there is no other."""
         able = [
             node
             for node_id in [preferred, *(node_id for node_id, _ in self.heirs())]
             if (node := self.nodes.get(node_id)) and _offers(node.view.total, needs)
         ]
         for node in able:
-            if not node.fencing and not node.probing and node.conn:
+            if not node.fencing and not node.probing and node.conn and not node.view.draining:
                 return node
         for node in able:
             if not node.fencing:
@@ -288,10 +296,24 @@ class Membership:
     # what nodes have
 
     def status(self, node: Node, message: NodeStatus) -> None:
-        node.view = structs.replace(node.view, available=message.available, queued=message.queued)
+        drains = bool(message.draining)
+        if drains and not node.view.draining:
+            noted = NodeDrains(self._context.epoch, *node.key, message.draining)
+            self._context.execute(noted, _Noting())
+        node.view = structs.replace(
+            node.view, available=message.available, queued=message.queued, draining=drains
+        )
         if message.log_refused:
             node.spared_until = self._context.now + self._context.settings.lease_ttl_s
         self._changed = True
+
+    def drain(self, node_id: int, deadline_s: float, reason: str) -> bool:
+        """Asks a node to go; it says so itself in its status. False: there is none to ask."""
+        node = self.nodes.get(node_id)
+        if node is None or not node.conn:
+            return False
+        self._context.send(node.conn, Drain(deadline_s, reason))
+        return True
 
     def has_reported(self, node: Node) -> None:
         """The node said which objects it has."""

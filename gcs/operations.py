@@ -294,6 +294,17 @@ class NodeLeft(_Value, frozen=True):
     node_id: int
     incarnation: int
     heirs: list[tuple[int, int]]
+    #: Empty: it was stopped.
+    reason: str = ""
+
+
+class NodeDrains(_Value, frozen=True):
+    """A node gives its work away and is about to go: for SQL readers. -> Done"""
+
+    epoch: int
+    node_id: int
+    incarnation: int
+    reason: str
 
 
 # --- jobs, actors, functions ----------------------------------------------------------------------
@@ -573,7 +584,8 @@ class UpdateResources(_Value, frozen=True):
 
 
 Operation = (
-    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | ReadGiven | CreateJob | ResumeJob
+    Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | NodeDrains | ReadGiven
+    | CreateJob | ResumeJob
     | ReadJob | ReadJobs | EndJob | EndIdleJobs | ReserveActorName | ReadActor | ReadFunctions
     | ReadTasks | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
     | UpdateResources

@@ -73,6 +73,7 @@ _REPEATABLE: Final[dict[type, Handler]] = {
     ops.GrantRebuilds: store_recovery.grant_rebuilds,
     ops.RestoreActor: store_actors.restore_actor,
     ops.UpdateResources: store_nodes.update_resources,
+    ops.NodeDrains: store_nodes.node_drains,
 }
 _ONCE: Final[dict[type, Handler]] = {
     ops.RegisterNode: store_nodes.register_node,

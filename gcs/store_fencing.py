@@ -70,11 +70,15 @@ WHERE t.part = o.part AND t.part = ANY (CAST(:parts AS int[]))
 _BURY_ACTORS = """
 UPDATE regrow.actors a SET
     state = CASE WHEN v.restarts THEN 'restarting' ELSE 'dead' END,
-    restarts = a.restarts + (v.restarts AND a.state = 'alive')::int,
+    restarts = a.restarts + (v.restarts AND a.state = 'alive')::int * :counted,
     error = CASE WHEN v.restarts THEN NULL ELSE CAST(:error AS bytea) END,
     died_at = :at
 FROM regrow.actors b
-CROSS JOIN LATERAL (SELECT b.state = 'restarting' OR regrow.may_restart(b)) AS v (restarts)
+CROSS JOIN LATERAL (
+    SELECT b.state = 'restarting' OR regrow.may_restart(b) OR (
+        :counted = 0 AND b.state = 'alive' AND coalesce(b.max_restarts, 0) > 0
+        AND EXISTS (SELECT FROM regrow.jobs j WHERE j.job = b.job AND j.status = 'running'))
+) AS v (restarts)
 WHERE a.actor_id = b.actor_id AND a.state IN ('alive', 'restarting') AND NOT EXISTS (
     SELECT FROM regrow.nodes n
     WHERE n.node_id = a.node_id AND n.incarnation = a.incarnation AND n.alive)
@@ -124,7 +128,7 @@ def fence(connection: Connection, op: Fence, at: datetime) -> NodeFenced:
 
 
 def node_left(connection: Connection, op: NodeLeft, at: datetime) -> NodeFenced:
-    return _end(connection, op, LEFT, False, at, attempts=0)
+    return _end(connection, op, op.reason or LEFT, False, at, attempts=0)
 
 
 def sweep(connection: Connection, op: Sweep, at: datetime) -> NodeFenced:
@@ -163,7 +167,8 @@ def _reap(connection: Connection, heirs: Heirs, at: datetime, attempts: int) -> 
         attempts=attempts,
         parts=running_parts(connection),
     )
-    run(connection, _BURY_ACTORS, at=at, error=encode(ACTOR_LOST))
+    # A node that left in good order costs its tasks no attempt and its actors no restart.
+    run(connection, _BURY_ACTORS, at=at, error=encode(ACTOR_LOST), counted=attempts)
     run(connection, _CLOSE_REBUILDS, at=at)
 
 

@@ -12,6 +12,7 @@ from regrow.gcs.operations import (
     Lead,
     Leadership,
     Leases,
+    NodeDrains,
     NodeRegistered,
     NodeRows,
     ReadLeases,
@@ -21,7 +22,7 @@ from regrow.gcs.operations import (
     WriteEvent,
 )
 from regrow.gcs.store_session import Connection, Row, run
-from regrow.gcs.store_values import CAME_BACK
+from regrow.gcs.store_values import CAME_BACK, DRAINING
 from regrow.messages import NodeView
 
 # --- leadership -----------------------------------------------------------------------------------
@@ -102,6 +103,15 @@ FROM regrow.nodes ORDER BY node_id, incarnation DESC
 _UPDATE_RESOURCES = """
 UPDATE regrow.nodes SET total = CAST(:total AS jsonb) WHERE node_id = :node_id AND alive
 """
+_NODE_DRAINS = """
+WITH draining AS (
+    UPDATE regrow.nodes SET reason = :reason
+    WHERE node_id = :node_id AND incarnation = :incarnation AND alive AND reason IS NULL
+    RETURNING 1
+)
+INSERT INTO regrow.events (at, kind, message)
+SELECT regrow.now(), 'node_draining', :message FROM draining
+"""
 _EVENT = """
 INSERT INTO regrow.events (at, kind, subject, message)
 VALUES (regrow.now(), :kind, :subject, :message)
@@ -166,6 +176,18 @@ def _node_view(row: Row) -> NodeView:
 
 def update_resources(connection: Connection, op: UpdateResources) -> Done:
     run(connection, _UPDATE_RESOURCES, node_id=op.node_id, total=json.dumps(op.total))
+    return Done()
+
+
+def node_drains(connection: Connection, op: NodeDrains) -> Done:
+    run(
+        connection,
+        _NODE_DRAINS,
+        node_id=op.node_id,
+        incarnation=op.incarnation,
+        reason=DRAINING + op.reason,
+        message=f"node {op.node_id} drains: {op.reason}",
+    )
     return Done()
 
 

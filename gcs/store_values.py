@@ -11,6 +11,8 @@ CANCELLED: Final = 4
 #: Why a node's incarnation ended ...
 CAME_BACK: Final = "it came back as a new incarnation"
 LEFT: Final = "it stopped in good order"
+#: Begins the reason of a node that is alive, and about to go.
+DRAINING: Final = "draining: "
 #: ... and why an actor did.
 JOB_ENDED: Final = SystemFailure("actor_died", "the actor's job has ended")
 NO_RESTART_LEFT: Final = SystemFailure(

@@ -28,6 +28,7 @@ from regrow.messages import (
     Create,
     DefineFunctions,
     Done,
+    Drain,
     Drop,
     Fenced,
     FromStore,
@@ -85,6 +86,7 @@ from regrow.objectstore.effects import ObjectKey
 from regrow.scheduler import events, policy
 from regrow.scheduler.actors import ActorTable
 from regrow.scheduler.checkpoints import Checkpointer
+from regrow.scheduler.draining import Draining
 from regrow.scheduler.events import Effect, Event
 from regrow.scheduler.journal import Journal, OpenBatch
 from regrow.scheduler.ledger import Ledger, Shape
@@ -166,6 +168,7 @@ class Core:
         self.pressure = Pressure(self)
         self.questions = Questions(self)
         self.outage = Outage(self)
+        self.draining = Draining(self)
         self.drivers: dict[int, Driver] = {}
         self._driver_of_job: dict[int, int] = {}
         #: Where a job's driver was last heard of, for the output of its workers.
@@ -205,6 +208,8 @@ class Core:
                 self._client_said(event.client, event.message)
             case events.Appended():
                 self._appended(event)
+            case events.DrainAsked():
+                self.draining.begin(event.deadline_s, event.reason)
             case events.LogFailed():
                 self.outage.failed(event)
             case events.FlushDue():
@@ -397,6 +402,8 @@ class Core:
                 self.questions.replied(message)
             case Functions():
                 self._learn(message.functions)
+            case Drain():
+                self.draining.begin(message.deadline_s, message.reason)
             case WatchFor():
                 self.objects.watch(message.node_id, message.object_ids)
             case Fenced():
@@ -571,6 +578,8 @@ class Core:
     def nodes_alive(self) -> list[NodeView]:
         """As the control store last told; this node as it is now."""
         alive = [node for node in self.nodes.values() if node.alive]
+        if self.draining:
+            return [node for node in alive if node.node_id != self.node_id]
         if self.node_id not in self.nodes:
             settings = self.settings
             alive.append(
@@ -580,6 +589,12 @@ class Core:
                 )
             )  # fmt: skip
         return alive
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether another node could take over what this one has."""
+        others = (n for n in self.nodes.values() if n.node_id != self.node_id)
+        return any(node.alive and not node.draining for node in others)
 
     def peer_with_room(self, shape: Shape) -> int | None:
         """The peer with the most free CPU that could start ``shape`` now; its room shrinks by
@@ -608,7 +623,7 @@ class Core:
         self._room = {
             node.node_id: dict(node.available)
             for node in nodes
-            if node.alive and node.node_id != self.node_id and not node.queued
+            if node.alive and node.node_id != self.node_id and not node.queued and not node.draining
         }
         self.tasks.retry_infeasible()
         self.pool.offload()
@@ -667,6 +682,10 @@ class Core:
     # --- clients and jobs -------------------------------------------------------------------------
 
     def _client_arrived(self, client: int, hello: Hello) -> None:
+        if hello.role == "operator":
+            # It asks questions, and has no job.
+            self.send_client(client, self._welcome(JobOpened(0, 0, b"")))
+            return
         if hello.role == "worker":
             if self.pool.arrived(hello.number, hello.pid, client) is None:
                 self.emit(events.CloseClient(client))
@@ -819,6 +838,9 @@ class Core:
     def _tick(self, now_ms: float) -> None:
         self.now_ms = now_ms
         self.outage.tick()
+        self.draining.tick()
+        if self._over:
+            return
         # Without Postgres no control store leads: then it is not the one that is away.
         patience = 0 <= self._store_lost_ms < now_ms - STORE_PATIENCE_MS
         if patience and not self._told_of_store and not self.outage.told:
@@ -845,7 +867,9 @@ class Core:
                 self.locate(object_id)
         self._report_objects()
         refused = self.outage.lacking
-        status = NodeStatus(dict(self.ledger.available), self.pool.queued, refused)
+        status = NodeStatus(
+            dict(self.ledger.available), self.pool.queued, refused, self.draining.reason
+        )
         if status != self._status or (refused and now_ms - self._status_ms > STATUS_AGAIN_MS):
             self._status = status
             self._status_ms = now_ms
@@ -862,6 +886,17 @@ class Core:
             return []
         number, content = self.journal.close()
         return [events.AppendBatch(number, content)]
+
+    def leave(self, reason: str) -> None:
+        """This node goes: everything that it did is logged first."""
+        self._flush_all()
+        self._end(events.LeaveCluster(reason))
+
+    def _flush_all(self) -> None:
+        """What is in the open batch is sent, whatever is under way."""
+        if self.journal.open.records:
+            number, content = self.journal.close()
+            self._effects.append(events.AppendBatch(number, content))
 
     def _end(self, effect: Effect) -> None:
         """This incarnation is over: nothing more is handled."""

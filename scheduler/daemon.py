@@ -173,8 +173,8 @@ class Daemon:
         peers.listen(listening)
         self._carry(core.start())
         self._store_said([registered])
-        for stop_signal in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(stop_signal, self._stop)
+        self._loop.add_signal_handler(signal.SIGTERM, self._drain)
+        self._loop.add_signal_handler(signal.SIGINT, self._stop)
         self._tick()
         self._renew()
         if self._config.memory_monitor_refresh_ms > 0:
@@ -302,6 +302,8 @@ class Daemon:
                     self._mover.delete(effect)
                 case events.DeleteStored():
                     self._mover.delete_stored(effect)
+                case events.LeaveCluster(reason):
+                    asyncio.ensure_future(self._leave(reason))  # noqa: RUF006 - ends with the loop
                 case events.Restart() | events.StopNode():
                     if not self._ended.done():
                         self._ended.set_result(effect)
@@ -340,13 +342,24 @@ class Daemon:
 
     # --- end --------------------------------------------------------------------------------------
 
+    def _drain(self) -> None:
+        """SIGTERM, as from whoever is about to take the machine away: the node gives its work away
+        first, where others can take it. The second time it goes at once."""
+        core = self._core
+        assert core is not None
+        if core.draining or not core.has_peers:
+            self._stop()
+        else:
+            deadline_s = self._config.drain_deadline_s
+            self.on_event(events.DrainAsked(deadline_s, "its process was asked to end"))
+
     def _stop(self) -> None:
-        """SIGTERM: what is done is committed, the rest goes to others."""
+        """SIGINT: what is done is committed, the rest goes to others."""
         asyncio.ensure_future(self._leave())  # noqa: RUF006 - ends with the loop
 
-    async def _leave(self) -> None:
+    async def _leave(self, reason: str = "") -> None:
         await self._log.drained(2.0)
-        self._link.send(Leave())
+        self._link.send(Leave(reason))
         await self._link.drained(1.0)
         if not self._ended.done():
             self._ended.set_result(None)

@@ -93,6 +93,13 @@ class LogFailed(Struct, frozen=True, gc=False):
     sqlstate: str = ""
 
 
+class DrainAsked(Struct, frozen=True, gc=False):
+    """Somebody asked this node's process to end (SIGTERM): within so long."""
+
+    deadline_s: float
+    reason: str
+
+
 class FlushDue(Struct, frozen=True, gc=False):
     """The time of ``ArmFlush`` is up."""
 
@@ -155,8 +162,8 @@ class Stored(Struct, frozen=True, gc=False):
 Event = (
     ClientArrived | ClientSaid | ClientGone | DriverExited | WorkerExited | PeerSaid | PeerLost
     | StoreSaid | StoreLost
-    | Appended | LogFailed | FlushDue | Tick | MemoryMeasured | FetchAsked | BytesServed | Fetched
-    | Spilled | Restored | Stored
+    | DrainAsked | Appended | LogFailed | FlushDue | Tick | MemoryMeasured | FetchAsked
+    | BytesServed | Fetched | Spilled | Restored | Stored
 )  # fmt: skip
 
 # --- effects --------------------------------------------------------------------------------------
@@ -285,6 +292,12 @@ class Restart(Struct, frozen=True, gc=False):
     reason: str
 
 
+class LeaveCluster(Struct, frozen=True, gc=False):
+    """Once the log is committed, tell the control store that this node goes, and end."""
+
+    reason: str
+
+
 class StopNode(Struct, frozen=True, gc=False):
     """End in good order (``reason`` empty) or with an error that is for people to solve."""
 
@@ -295,5 +308,5 @@ Effect = (
     AppendBatch | ArmFlush | ToClient | CloseClient | ToPeer | ToControlStore
     | WatchDriver | StartWorker | KillWorker
     | FetchBytes | LoadBytes | StoreBytes | ServeBytes | MakeFile | SpillBytes | RestoreBytes
-    | DeleteBytes | DeleteStored | Restart | StopNode
+    | DeleteBytes | DeleteStored | Restart | LeaveCluster | StopNode
 )  # fmt: skip

@@ -42,6 +42,7 @@ def choose(
     that were spread, which take turns: what is known of loads is older than the last of them.
     """
     candidates = feasible(shape, nodes)
+    staying = [node for node in candidates if not node.draining]
     if strategy.startswith("node:"):
         wanted, _, soft = strategy[5:].partition(":")
         for node in candidates:
@@ -49,6 +50,7 @@ def choose(
                 return node.node_id
         if soft != "soft":
             return None
+    candidates = staying or candidates
     if not candidates:
         return None
     local_feasible = any(node.node_id == here for node in candidates)

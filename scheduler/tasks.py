@@ -466,7 +466,7 @@ class TaskTable:
     def _place(self, task: Task) -> None:
         core = self._core
         header = task.header
-        fits = core.ledger.could_ever_fit(task.shape)
+        fits = not core.draining and core.ledger.could_ever_fit(task.shape)
         passed_on = task.submitter != core.node_id and not header.strategy.startswith("node:")
         if fits and (passed_on or (not header.strategy and not header.deps)):
             self.stay(task)  # hot path; an overloaded node hands over what is queued (``offload``)
@@ -484,7 +484,9 @@ class TaskTable:
             task.shape, header.strategy, core.node_id, core.nodes_alive(), fits, bytes_at,
             self._turn,
         )  # fmt: skip
-        if target is None:
+        if target is None and core.draining and core.ledger.could_ever_fit(task.shape):
+            self.stay(task)  # nobody else can run it: perhaps it ends in time
+        elif target is None:
             if task.infeasible_ms < 0:
                 task.infeasible_ms = core.now_ms
                 core.warn_driver(header.job, self.why_infeasible(task))
@@ -493,6 +495,20 @@ class TaskTable:
             self.stay(task)
         else:
             self.hand_over(task, target)
+
+    def give_away(self, task: Task) -> bool:
+        """A queued task goes to another node, whatever that has to do first. False: none can run
+        it."""
+        core = self._core
+        target = policy.choose(
+            task.shape, task.header.strategy, core.node_id, core.nodes_alive(), False, {},
+            self._turn,
+        )  # fmt: skip
+        if target is None or task.rebuild:
+            return False
+        self.unpin_restored(task)
+        self.hand_over(task, target)
+        return True
 
     def why_infeasible(self, task: Task) -> str:
         """Names what no node has."""

@@ -471,6 +471,14 @@ class Pool:
                 self.queued -= 1
                 core.tasks.hand_over(task, target)
 
+    def give_away(self) -> None:
+        """This node drains: what is queued goes to nodes that can run it."""
+        core = self._core
+        for shape, queue in list(self.ready.items()):
+            kept = deque(task for task in queue if not core.tasks.give_away(task))
+            self.queued -= len(queue) - len(kept)
+            self.ready[shape] = kept
+
     def _is_stuck(self) -> bool:
         """Whether no task has ended here for a while: how long they took before says nothing."""
         last = max(

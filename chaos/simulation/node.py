@@ -223,7 +223,7 @@ class NodeShell:
                 self.bytes.delete(effect)
             case events.Restart(reason):
                 self._restart(reason)
-            case events.StopNode(reason):
+            case events.StopNode(reason) | events.LeaveCluster(reason):
                 cluster.checks.require(False, f"{self.name} stopped: {reason}")
             case _:
                 assert_never(effect)

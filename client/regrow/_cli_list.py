@@ -91,6 +91,12 @@ def duration(value: int | None) -> str:
     return "" if value is None else _cli_render.span(value / 1e6)
 
 
+#: A node that is alive has a reason only while it drains.
+NODE_STATE = (
+    "CASE WHEN alive AND reason IS NULL THEN 'ALIVE' WHEN alive THEN 'DRAINING' "
+    "WHEN starts_with(reason, 'it was drained') THEN 'DRAINED' ELSE 'DEAD' END"
+)
+
 LISTINGS = {
     "jobs": Listing(
         "regrow.jobs",
@@ -114,7 +120,7 @@ LISTINGS = {
         (
             Column("node_id", "integer"),
             Column("incarnation", "integer"),
-            Column("state", "word", "CASE WHEN alive THEN 'ALIVE' ELSE 'DEAD' END"),
+            Column("state", "word", NODE_STATE),
             Column("is_head", "boolean"),
             Column("host", expression="host || ':' || port"),
             Column("hostname", shown=False),

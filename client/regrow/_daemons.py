@@ -349,7 +349,7 @@ def end(sessions: Iterable[int], grace_s: float) -> bool:
     wanted = list(sessions)
     for pid in wanted:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)  # to a node, SIGTERM means to give its work away first
     await_gone(wanted, grace_s)
     return kill_sessions(wanted)
 

@@ -196,6 +196,39 @@ def stop(
 
 
 @app.command()
+def drain(
+    node: Annotated[
+        int, typer.Argument(metavar="NODE", help="The node_id of `regrow list nodes`.")
+    ],
+    deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="S", min=0, help="The node leaves after so many seconds, done or not."
+        ),
+    ] = 60.0,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="What drivers, tasks and the log are told.")
+    ] = "asked to by regrow drain",
+) -> None:
+    """Empty a node and let it leave the cluster; returns when it has left.
+
+    It takes no new work, and gives away what waits there. Running tasks may end; what only it has
+    is written to storage; actors that restart move to other nodes, with their state. What still
+    runs at the deadline runs again elsewhere, without using up a retry. SIGTERM to a node does the
+    same, within REGROW_DRAIN_DEADLINE_S.
+
+    \b
+    Examples:
+      regrow drain 2
+      regrow drain 3 --deadline 120 --reason "kernel update"
+    """
+    from regrow import _cli_drain
+
+    if not _cli_drain.run(node, deadline, reason):
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(json: Json = False) -> None:
     """Show the cluster that runs, and its nodes.
 

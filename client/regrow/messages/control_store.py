@@ -38,6 +38,8 @@ class NodeView(WirePart, frozen=True):
     is_head: bool
     hostname: str = ""
     object_store_memory: int = 0
+    #: It is to go, and takes nothing new.
+    draining: bool = False
 
 
 class Register(WireMessage, frozen=True, tag=80):
@@ -56,6 +58,8 @@ class NodeStatus(WireMessage, frozen=True, tag=81):
     queued: int
     #: Postgres answers, but lacks something (its disk is full): the lease cannot be renewed.
     log_refused: bool = False
+    #: Why it drains; empty: it does not.
+    draining: str = ""
 
 
 class ObjectsHere(WireMessage, frozen=True, tag=82):
@@ -148,6 +152,14 @@ class FindActor(WireMessage, frozen=True, tag=90):
     namespace: str = ""
 
 
+class DrainNode(WirePart, frozen=True):
+    """The body of the question ``drain``: which node is to go, and within how long."""
+
+    node_id: int
+    deadline_s: float
+    reason: str
+
+
 class AskStore(WireMessage, frozen=True, tag=91):
     """A general question of the node or its client; answered by ``Reply``."""
 
@@ -169,7 +181,9 @@ class Rebuilt(WireMessage, frozen=True, tag=93):
 
 
 class Leave(WireMessage, frozen=True, tag=94):
-    """The node stops in good order."""
+    """The node stops in good order; ``reason`` where others are told one."""
+
+    reason: str = ""
 
 
 # --- control store -> node ------------------------------------------------------------------------
@@ -350,6 +364,13 @@ class Stop(WireMessage, frozen=True, tag=124):
     """The cluster ends; the node stops in good order."""
 
 
+class Drain(WireMessage, frozen=True, tag=127):
+    """The node is to give its work away and go, within so long."""
+
+    deadline_s: float
+    reason: str
+
+
 class WatchFor(WireMessage, frozen=True, tag=125):
     """``node_id`` waits for these objects, which the receiver makes."""
 
@@ -364,6 +385,7 @@ ToStore = (
 FromStore = (
     Registered | RegisterRefused | Nodes | NodeDied | Reassigned | Rebuild | Locations | TaskStates
     | JobOpened | JobClosed | ActorAt | Reply | Functions | RestoreActor | Fenced | Stop | WatchFor
+    | Drain
 )  # fmt: skip
 
 to_store_decoder: Final = msgspec.msgpack.Decoder(ToStore)
