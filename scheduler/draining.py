@@ -77,7 +77,9 @@ class Draining:
             if len(self._storing) < STORING_MAX:
                 self._keep(entry)
         late = core.now_ms >= self._until_ms
-        if late or not (left or self._storing or self._holds_it() or core.pool.queued):
+        busy = left or self._storing or self._holds_it() or core.pool.queued
+        # What it made and handed over leaves only once it is committed.
+        if late or not (busy or core.journal.pending):
             self._leave(late)
 
     def _holds_it(self) -> bool:

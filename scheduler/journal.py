@@ -230,6 +230,11 @@ class Journal:
         self.committed_number = number
         return batch
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is yet to be committed."""
+        return bool(self.in_flight or self.open.records)
+
     def waiting(self) -> Iterator[OpenBatch]:
         """All batches that are not committed, oldest first."""
         yield from self.in_flight

@@ -14,7 +14,7 @@ submitted in a job which was resumed.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -66,6 +66,9 @@ QUEUED: Final = 2
 RUNNING: Final = 3
 REMOTE: Final = 4
 STORING: Final = 5
+#: Ended tasks of other nodes that are not run again for a reminder which was out of date; far more
+#: than end while one is on its way.
+GUESTS_REMEMBERED: Final = 65_536
 
 
 class Task:
@@ -144,6 +147,8 @@ class TaskTable:
         self._restoring: dict[bytes, list[Task]] = {}
         #: Whose last argument is known, and that are to go on; the first one is at it.
         self._arrived: deque[Task] = deque()
+        #: Tasks of other nodes that ended here, and in which attempt; oldest first.
+        self._guests_ended: OrderedDict[bytes, int] = OrderedDict()
 
     # --- arrival ----------------------------------------------------------------------------------
 
@@ -330,6 +335,8 @@ class TaskTable:
         task_id = header.task_id
         if not rebuild and core.journal.has_ended(task_id):
             return  # the log is about to say so
+        if not rebuild and self._guests_ended.get(task_id, 0) >= held.attempt:
+            return  # whoever told of it read the log before it said so
         task = self.tasks.get(task_id)
         if task is not None:
             if rebuild or task.state != REMOTE:
@@ -805,6 +812,8 @@ class TaskTable:
             core.journal.outcome(
                 Outcome(task_id, task.attempt, status, returns, duration_us, actor_seq, error)
             )
+            if task.submitter != core.node_id:
+                self._guest_ended(task)
         # A result may hold what only the task's arguments held until now.
         inner = [ref for returned in returns for ref in returned.refs]
         for ref in inner:
@@ -844,6 +853,11 @@ class TaskTable:
             core.actors.creation_ended(task, status, returns)
         elif header.kind != TASK and task.rebuild:
             core.actors.replayed(task, ran, differs)
+
+    def _guest_ended(self, task: Task) -> None:
+        self._guests_ended[task.header.task_id] = task.attempt
+        if len(self._guests_ended) > GUESTS_REMEMBERED:
+            self._guests_ended.popitem(last=False)
 
     def _rebuilt(
         self, task: Task, status: int, returns: list[Return]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,6 +108,26 @@ def _processes(places: list[str]) -> dict[int, tuple[int, str]]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found
+
+
+@pytest.fixture
+def kill_everything(
+    own_environment: Path,
+    system_state: Path,
+    tmp_path: Path,
+    postgres_server: embedded.EmbeddedServer,
+) -> Callable[[], None]:
+    """SIGKILL what this test started, its Postgres too; the server of the session is spared."""
+    spared = os.getsid(postgres_server.pid)
+
+    def kill() -> None:
+        started = Traces.now(own_environment, [str(system_state), str(tmp_path)]).processes
+        for pid, (session, _) in started.items():
+            if session != spared:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    return kill
 
 
 @pytest.fixture

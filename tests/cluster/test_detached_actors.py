@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.cluster.conftest import Traces
 
 TIMEOUT_S = 90.0
 
@@ -74,7 +70,7 @@ GO_ON = """
 
 @pytest.mark.parametrize("options", ["", "checkpoint_every=2"])
 def test_a_detached_actor_outlives_everything(
-    running: Path, tmp_path: Path, own_environment: Path, system_state: Path, options: str
+    running: Path, tmp_path: Path, kill_everything: Callable[[], None], options: str
 ) -> None:
     assert drive(tmp_path, CREATE.format(options)) == "[3, 6, 10]\n"
     assert drive(tmp_path, GO_ON.format(5)) == "15\n"
@@ -82,10 +78,7 @@ def test_a_detached_actor_outlives_everything(
     named = GO_ON.format(6) + "    os.kill(os.getpid(), signal.SIGKILL)\n"
     named = "    ray.shutdown(); ray.init(job='nightly', namespace='shared')\n" + named
     assert drive(tmp_path, named.replace("))\n", "), flush=True)\n"), -signal.SIGKILL) == "21\n"
-    places = [str(system_state), str(tmp_path)]
-    for pid in Traces.now(own_environment, places).processes:  # Postgres too
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_everything()
     command("start", "--head", "--num-cpus", "2")
     assert drive(tmp_path, GO_ON.format(7)) == "28\n"
     assert '"state": "alive"' in command("list", "actors", "--json")

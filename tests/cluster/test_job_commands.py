@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.cluster.conftest import Traces
 
 TIMEOUT_S = 60.0
 
@@ -138,16 +134,13 @@ def test_a_driver_is_stopped_and_resumed(running: Path, program: Path, tmp_path:
 
 
 def test_everything_is_killed_and_the_driver_goes_on_with_the_cluster(
-    running: Path, program: Path, tmp_path: Path, own_environment: Path, system_state: Path
+    running: Path, program: Path, tmp_path: Path, kill_everything: Callable[[], None]
 ) -> None:
     trace, gate = tmp_path / "trace", tmp_path / "gate"
     submit(program, "--no-wait", "--env", f"TRACE={trace}", "--env", f"GATE={gate}")
     until("half", running)
     assert steps(trace) == list(range(20))
-    places = [str(system_state), str(tmp_path)]
-    for pid in Traces.now(own_environment, places).processes:  # Postgres too
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_everything()
     gate.touch()
     regrow("start", "--head", "--num-cpus", "2")
     until("780", running)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -11,14 +10,12 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-
-from tests.cluster.conftest import Traces
 
 PROGRAM = Path(__file__).parent / "programs" / "nightly.py"
 TIMEOUT_S = 120.0
@@ -107,18 +104,15 @@ def test_a_job_whose_driver_was_killed_finds_what_it_had_done(
 
 
 def test_everything_is_killed_and_the_job_goes_on(
-    home: Path, tmp_path: Path, own_environment: Path, system_state: Path, calm: object
+    home: Path, tmp_path: Path, kill_everything: Callable[[], None], calm: object
 ) -> None:
     trace = tmp_path / "trace"
     settings: dict[str, Any] = {"NIGHTLY_TRACE": str(trace)}
-    places = [str(system_state), str(tmp_path)]
     process = start(PROGRAM, "nightly", NIGHTLY_KILL="", NIGHTLY_WAIT="middle", **settings)
     assert process.stdout is not None
     assert process.stdout.readline() == "middle\n"
     done = executions(trace)
-    for pid in Traces.now(own_environment, places).processes:  # Postgres too
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_everything()
     process.communicate(timeout=TIMEOUT_S)
     assert json.loads(run(PROGRAM, "nightly", **settings)) == calm
     again = executions(trace)

@@ -18,7 +18,9 @@ from regrow.messages import (
     Created,
     Done,
     Drop,
+    HandedTask,
     HandOver,
+    HeldTask,
     Located,
     LookUpTasks,
     NodeDied,
@@ -27,12 +29,14 @@ from regrow.messages import (
     Put,
     PutValue,
     Read,
+    Reassigned,
     Release,
     Return,
     Run,
     Seal,
     Submit,
     TaskDone,
+    TaskSpec,
     TaskState,
     TaskStates,
     Unblocked,
@@ -432,3 +436,37 @@ def test_a_peer_that_asks_for_what_it_told_of_is_answered() -> None:
     node.say(events.PeerSaid(2, PeerValues([value]), 1))
     node.commit_all()
     assert [e.message for e in node.of(events.ToPeer) if isinstance(e.message, PeerValues)]
+
+
+def handed_from_a_peer(node: Harness) -> TaskSpec:
+    """A task of node 2, which this node now holds."""
+    spec = node.spec()
+    node.say(events.StoreSaid(Nodes([view(1), view(2)])))
+    handed = HandedTask(Raw(encode(spec)), 1, 2, [], [])
+    node.say(events.PeerSaid(2, HandOver([handed], []), 1))
+    return spec
+
+
+def runs(node: Harness, client: int, spec: TaskSpec) -> int:
+    """How often the worker was told to run it."""
+    tasks = [task for message in node.messages(client, Run) for task in message.tasks]
+    return sum(bytes(task.spec) == encode(spec) for task in tasks)
+
+
+def test_a_task_that_has_ended_here_is_not_run_again_for_a_reminder_that_is_out_of_date() -> None:
+    """The control store read that it was unfinished just before its outcome was committed."""
+    node, worker = running()
+    spec = handed_from_a_peer(node)
+    node.finish(worker, spec)
+    node.commit_all()
+    node.say(events.StoreSaid(Reassigned([HeldTask(Raw(encode(spec)), 1, 2)])))
+    assert runs(node, worker, spec) == 1
+
+
+def test_a_task_that_ended_here_is_run_again_in_a_new_attempt() -> None:
+    node, worker = running()
+    spec = handed_from_a_peer(node)
+    node.finish(worker, spec)
+    node.commit_all()
+    node.say(events.StoreSaid(Reassigned([HeldTask(Raw(encode(spec)), 2, 2)])))
+    assert runs(node, worker, spec) == 2

@@ -83,6 +83,9 @@ def test_what_is_queued_and_what_comes_goes_to_others_and_what_runs_is_waited_fo
     assert not node.left
     harness.finish(worker, running)
     node.tick()
+    assert not node.left, "its result is not committed yet"
+    harness.commit_all()
+    node.tick()
     assert node.left
 
 
@@ -139,6 +142,7 @@ def test_what_no_other_node_can_run_is_waited_for() -> None:
     node.tick()
     assert not node.left
     harness.finish(worker, waiting)
+    harness.commit_all()
     node.tick()
     assert node.left
 
