@@ -9,6 +9,7 @@ traceback.
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -309,13 +310,28 @@ def sql(
     _cli_sql.run(config.home(), text, as_json=json, write=write)
 
 
+class Victim(StrEnum):
+    """What ``regrow demo`` can kill."""
+
+    WORKER = "worker"
+    NODE = "node"
+    ACTOR = "actor"
+    GCS = "gcs"
+    POSTGRES = "postgres"
+    DRIVER = "driver"
+    EVERYTHING = "everything"
+
+
 @app.command()
 def demo(
+    kill: Annotated[
+        Victim, typer.Option("--kill", help="What is killed in the middle of the training.")
+    ] = Victim.NODE,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep its data and say where, for regrow sql.")
     ] = False,
 ) -> None:
-    """Train on three nodes, kill one, show what regrew.
+    """Train on three nodes, kill one (or something else), show what regrew.
 
     Runs in a private folder, touches no other cluster, and takes less than a minute. Exit status 1
     if the result is not, bit for bit, that of a run without a fault.
@@ -323,10 +339,11 @@ def demo(
     \b
     Example:
       regrow demo
+      regrow demo --kill everything
     """
     from regrow.demo import run_demo
 
-    raise typer.Exit(run_demo(keep=keep))
+    raise typer.Exit(run_demo(kill=kill.value, keep=keep))
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As in init(job=NAME).")]

@@ -1,7 +1,8 @@
 """``regrow demo``: trains over three nodes, SIGKILLs one, and shows that nothing changed.
 
 It decides what is run, which node dies and when, and whether the result counts as a success. The
-training itself is `regrow.demo_training`, the figures at the end are `regrow.demo_report`'s.
+training itself is `regrow.demo_training`, the figures at the end are `regrow.demo_report`'s, and
+what else can be killed is `regrow.demo_faults`'.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from regrow.demo_faults import Scene
     from regrow.demo_model import Floats
-    from regrow.demo_report import History
+    from regrow.demo_report import Death, Figures, History
     from regrow.demo_training import Plan, Step
 
 #: The share of held-out digits that the classifier must get right.
@@ -48,21 +50,30 @@ class Kill:
     node_id: int = 0
     shards: int = 0
     at: datetime | None = None
+    #: On this machine's clock; and how long the step that was hit took from then.
+    begun: float = 0.0
+    recovered_s: float | None = None
 
 
 def run_demo(
-    *, home: Path | None = None, keep: bool = False, console: Console | None = None
+    *,
+    kill: str = "node",
+    home: Path | None = None,
+    keep: bool = False,
+    console: Console | None = None,
 ) -> int:
     """Run the demo and return its exit status.
 
     Args:
+        kill: what dies: node, worker, actor, gcs, postgres, driver or everything.
         home: where the cluster keeps its data; by default a new temporary folder.
         keep: leave the data there, for ``regrow sql``; a given ``home`` is always left.
         console: where to print; by default standard output.
 
     Returns:
         0 if the weights equal those of the fault-free run bit for bit, the accuracy is at least
-        `ACCURACY_FLOOR`, and objects of the killed node were lost and made again; 1 if not;
+        `ACCURACY_FLOOR`, and what was killed was missed (objects of the killed node were lost and
+        made again, calls of the killed actor were run again, and so on); 1 if not;
         2 if scikit-learn is not installed.
     """
     console = console or Console()
@@ -75,28 +86,34 @@ def run_demo(
         return UNUSABLE
     place = home or (Path(tempfile.mkdtemp(prefix="regrow-demo-")) if keep else None)
     with _environment(ENVIRONMENT):
-        return _run(console, place)
+        return _run(console, place, kill)
 
 
-def _run(console: Console, home: Path | None) -> int:
+def _run(console: Console, home: Path | None, kind: str) -> int:
     """Run it in this home, or in one that ends with the cluster."""
-    from regrow import _home, demo_training
+    from regrow import _home, demo_faults, demo_training
     from regrow.cluster_utils import Cluster
     from regrow.demo_report import History
 
     begin = time.monotonic()
-    console.print("A parameter server learns handwritten digits on three nodes; one is killed.")
+    killed = {"node": "one", "gcs": "the control store", "postgres": "Postgres"}
+    killed |= {kind: f"the {kind}" for kind in ("worker", "actor", "driver")}
+    console.print(
+        "A parameter server learns handwritten digits on three nodes; "
+        f"{killed.get(kind, kind)} is killed."
+    )
     with (
         console.status("starting three nodes"),
         contextlib.ExitStack() as started,
     ):
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "resources": demo_training.HEAD},
-            home=home,
-        )
+        cluster = Cluster(home=home)
         started.callback(cluster.shutdown)
-        workers = [cluster.add_node(num_cpus=1, resources=demo_training.WORKER) for _ in range(2)]
+
+        def start_nodes() -> list[Any]:
+            cluster.add_node(num_cpus=1, resources=demo_training.HEAD)
+            return [cluster.add_node(num_cpus=1, resources=demo_training.WORKER) for _ in range(2)]
+
+        workers = start_nodes()
         cluster.wait_for_nodes()
         cluster.connect()
         ending = started.pop_all()
@@ -104,12 +121,65 @@ def _run(console: Console, home: Path | None) -> int:
         running = _home.read_gcs(cluster.home)
         assert running is not None, "the cluster has just been started"
         console.print(f"three nodes after {time.monotonic() - begin:.1f} s, data in {cluster.home}")
-        with History(running.postgres_url) as history:
-            passed = _compare(console, demo_training.Plan(), cluster, workers, history)
+        plan = demo_training.Plan()
+        if kind == "node":
+            with History(running.postgres_url) as history:
+                passed = _compare(console, plan, cluster, workers, history)
+        else:
+            passed = _compare_faults(
+                console, plan, demo_faults.Scene(cluster, workers, start_nodes, console.print), kind
+            )
     console.print(f"total {time.monotonic() - begin:.1f} s")
     if home is not None:
         console.print(f"the log is kept: REGROW_HOME={home} regrow list tasks", soft_wrap=True)
     return SUCCESS if passed else FAILURE
+
+
+def _compare_faults(console: Console, plan: Plan, scene: Scene, kind: str) -> bool:
+    """As `_compare`, for everything that can be killed other than a node."""
+    from regrow import demo_faults
+
+    train = demo_faults.train_here if kind in demo_faults.HERE else demo_faults.train_again
+    with _progress(console) as progress:
+        scene.say = progress.console.print
+        expected = _train(progress, "without a fault", plan)
+        with scene.history() as history:
+            tasks = history.tasks()
+        weights, blow = train(plan, scene, kind, _bar(progress, "with a fault", plan))
+    figures = blow.figures(tasks)
+    for line in figures.lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    return _verdict(console, {**_missed(kind, figures), **_learned(weights, expected)})
+
+
+def _missed(kind: str, figures: Figures) -> dict[str, bool]:
+    """What shows that the blow hit something."""
+    again = figures.attempts + figures.replays
+    share = f"work done again: {again / figures.tasks:.1%}"
+    return {
+        "worker": {"the worker's task ran again": figures.attempts > 0},
+        "actor": {"the actor is back: calls after its checkpoint ran again": figures.replays > 0},
+        "gcs": {"no task or call ran again": again == 0 and figures.noticed_s is not None},
+        "postgres": {"no task or call ran again": again == 0 and figures.noticed_s is not None},
+        "driver": {share: again < figures.tasks / 2 and figures.noticed_s is not None},
+        "everything": {share: 0 < again < figures.tasks / 2},
+    }[kind]
+
+
+def _learned(weights: Floats, expected: Floats) -> dict[str, bool]:
+    """Whether the training has come to what it was to come to."""
+    from regrow.demo_model import accuracy, training_and_test_rows
+
+    _, test = training_and_test_rows()
+    right = accuracy(weights, test)
+    return {
+        f"accuracy on {len(test.labels)} digits not seen before: {right:.3f}": (
+            right >= ACCURACY_FLOOR
+        ),
+        "weights equal those of the run without a fault, bit for bit": (
+            weights.tobytes() == expected.tobytes()
+        ),
+    }
 
 
 def _compare(
@@ -118,7 +188,6 @@ def _compare(
     """Train without and with a fault, print what happened, return whether all is as it must be."""
     import regrow as ray
     from regrow import demo_report, demo_training
-    from regrow.demo_model import accuracy, training_and_test_rows
 
     kill = Kill()
 
@@ -128,7 +197,7 @@ def _compare(
 
     def strike(step: Step) -> None:
         if kill.node is not None and kill.at is None:
-            kill.at = history.now()
+            kill.at, kill.begun = history.now(), time.monotonic()
             cluster.remove_node(kill.node, allow_graceful=False)
             progress.console.print(
                 f"step {step.number(plan)}: node {kill.node_id} SIGKILLed; "
@@ -137,31 +206,45 @@ def _compare(
 
     with _progress(console) as progress:
         expected = _train(progress, "without a fault", plan)
-        final = demo_training.train(plan, choose, strike, _bar(progress, "with a fault", plan))
+        tasks = history.tasks()
+        advance = _bar(progress, "with a fault", plan)
+
+        def stepped() -> None:
+            if kill.at is not None and kill.recovered_s is None:
+                kill.recovered_s = time.monotonic() - kill.begun
+            advance()
+
+        final = demo_training.train(plan, choose, strike, stepped)
         weights: Floats = ray.get(final)
     assert kill.at is not None
     death = history.death(kill.node_id)
     reruns = history.reruns(death) if death is not None else []
     if death is not None:
         console.print(demo_report.losses_table(kill.at, death, reruns))
+        for line in _figures(kill, death, history, tasks).lines():
+            console.print(line, highlight=False, soft_wrap=True)
     console.print("lineage, as Postgres has it:")
     console.print(demo_report.lineage_tree(history.lineage(final.binary())))
-    _, test = training_and_test_rows()
-    right = accuracy(weights, test)
     return _verdict(
         console,
         {
-            f"accuracy on {len(test.labels)} digits not seen before: {right:.3f}": (
-                right >= ACCURACY_FLOOR
-            ),
             f"objects lost and made again: {sum(one.restored for one in reruns)}": (
                 any(one.restored for one in reruns)
             ),
-            "weights equal those of the run without a fault, bit for bit": (
-                weights.tobytes() == expected.tobytes()
-            ),
+            **_learned(weights, expected),
         },
     )
+
+
+def _figures(kill: Kill, death: Death, history: History, tasks: int) -> Figures:
+    from regrow.demo_report import Figures
+
+    assert kill.at is not None
+    assert kill.recovered_s is not None
+    noticed_s = (death.died_at - kill.at).total_seconds()
+    attempts, replays = history.run_again(kill.at)
+    sign = "declared dead, in Postgres"
+    return Figures(noticed_s, sign, kill.recovered_s, "the kill", attempts, replays, tasks)
 
 
 def _train(progress: Progress, title: str, plan: Plan) -> Floats:

@@ -68,6 +68,41 @@ class Ancestor:
     inputs: tuple[bytes, ...]
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a fault has cost."""
+
+    #: Seconds from the kill until the first sign that it was noticed; None: nobody was left to.
+    noticed_s: float | None
+    #: What the sign was.
+    sign: str
+    #: Seconds until the step of the training that it hit was complete.
+    recovered_s: float
+    #: Since when these count.
+    since: str
+    #: Tasks that had no result yet and ran in another attempt.
+    attempts: int
+    #: Tasks and calls that had a result and ran again, for lost objects or an actor's state.
+    replays: int
+    #: Tasks and calls of a run without a fault.
+    tasks: int
+
+    @property
+    def amplification(self) -> float:
+        """Return how many times the work of a run without a fault was done."""
+        return (self.tasks + self.attempts + self.replays) / self.tasks
+
+    def lines(self) -> list[str]:
+        """Return them as sentences."""
+        noticed = "nobody was left to notice"
+        if self.noticed_s is not None:
+            noticed = f"noticed after {self.noticed_s:.2f} s ({self.sign})"
+        recovered = f"recovered after {self.recovered_s:.2f} s, counted from {self.since}"
+        again = f"{self.attempts} unfinished tasks, {self.replays} finished tasks and calls"
+        share = f"work amplification {self.amplification:.3f} over {self.tasks} tasks and calls"
+        return [f"{noticed}; {recovered}", f"run again: {again}; {share}"]
+
+
 class History:
     """The log of a cluster, for questions. A context manager; reads in autocommit mode."""
 
@@ -90,6 +125,28 @@ class History:
         [[now]] = self._rows("SELECT clock_timestamp()")
         moment: datetime = now
         return moment
+
+    def tasks(self) -> int:
+        """Return how many tasks and calls have ended well."""
+        [[count]] = self._rows("SELECT count(*) FROM regrow.tasks WHERE state = 'FINISHED'")
+        return int(count)
+
+    def run_again(self, since: datetime) -> tuple[int, int]:
+        """Return how many tasks ended in another attempt, and how many were rebuilt or replayed."""
+        [[attempts, replays]] = self._rows(
+            "SELECT (SELECT count(*) FROM regrow.tasks WHERE attempt > 1 AND finished_at >= %s),"
+            " (SELECT count(*) FROM regrow.rebuilds WHERE started_at >= %s)",
+            since,
+            since,
+        )
+        return int(attempts), int(replays)
+
+    def job_status(self, name: str) -> str:
+        """Return the status of the newest run of a named job; empty: there is none."""
+        rows = self._rows(
+            "SELECT status FROM regrow.jobs WHERE name = %s ORDER BY run DESC LIMIT 1", name
+        )
+        return str(rows[0][0]) if rows else ""
 
     def made_on(self, task_ids: Sequence[bytes]) -> Counter[int]:
         """Return how many of these tasks each node ran."""

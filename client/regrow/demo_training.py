@@ -8,7 +8,7 @@ choice. Gradients are reduced in a fixed order, so the final weights do not depe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Step:
     step: int
     #: References of the epoch's shards.
     shards: list[Any]
+    #: References of the step's gradients, once they are submitted.
+    gradients: list[Any] = field(default_factory=list)
 
     def number(self, plan: Plan) -> int:
         """Return the number of the step in the whole run, from 1."""
@@ -74,7 +76,7 @@ def batch_gradient(weights: model.Floats, rows: model.Rows, step: int, steps: in
     return model.gradient(weights, model.batch(rows, step, steps))
 
 
-@ray.remote(num_cpus=0, resources=ON_HEAD)
+@ray.remote(num_cpus=0, resources=ON_HEAD, max_restarts=-1, checkpoint_every=20)
 class ParameterServer:
     """Holds the weights and the momentum; steps when all gradients of a step are there."""
 
@@ -116,7 +118,7 @@ def train(
         for step in range(plan.steps):
             gradients = [batch_gradient.remote(weights, part, step, plan.steps) for part in shards]
             weights = server.apply.remote(*gradients)
-            on_submitted(Step(epoch, step, shards))
+            on_submitted(Step(epoch, step, shards, gradients))
             ray.wait([weights])
             on_step()
     return weights

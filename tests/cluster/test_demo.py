@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from regrow import _home, demo
+from regrow import _home, demo, demo_faults
 from regrow.cluster_utils import Cluster, Node
 from regrow.gcs import embedded
 
@@ -57,6 +57,33 @@ def test_demo_fails_where_no_node_was_killed(monkeypatch: pytest.MonkeyPatch) ->
     console = recording()
     assert demo.run_demo(console=console) == demo.FAILURE
     assert "NO  objects lost and made again: 0" in text(console)
+    assert "yes weights equal" in text(console)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", ["worker", "actor", "gcs", "postgres", "driver", "everything"])
+def test_demo_ends_with_the_same_bits_whatever_is_killed(kill: str) -> None:
+    console = recording()
+    assert demo.run_demo(kill=kill, console=console) == demo.SUCCESS, text(console)
+    said = text(console)
+    assert "SIGKILLed" in said
+    noticed = "nobody was left to notice" if kill == "everything" else "noticed after"
+    assert noticed in said
+    [recovered] = re.findall(r"recovered after ([\d.]+) s", said)
+    assert float(recovered) < 30
+    [attempts, replays] = re.findall(r"run again: (\d+) unfinished tasks, (\d+) finished", said)[0]
+    [work] = re.findall(r"work amplification ([\d.]+)", said)
+    assert (float(work) > 1) == (int(attempts) + int(replays) > 0)
+
+
+@pytest.mark.slow
+def test_demo_fails_where_the_actor_was_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    strike = demo_faults.Blow.strike
+    monkeypatch.setattr(demo_faults.Blow, "strike", lambda self, _, what: strike(self, [], what))
+    monkeypatch.setattr(demo_faults, "NOTICED_WITHIN_S", 0.1)
+    console = recording()
+    assert demo.run_demo(kill="actor", console=console) == demo.FAILURE
+    assert "NO  the actor is back" in text(console)
     assert "yes weights equal" in text(console)
 
 

@@ -5,7 +5,7 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-from regrow.demo_report import Ancestor, Death, Rerun, lineage_tree, losses_table
+from regrow.demo_report import Ancestor, Death, Figures, Rerun, lineage_tree, losses_table
 
 KILLED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -72,3 +72,17 @@ def test_lineage_joins_tasks_of_one_name() -> None:
     lines = shown(lineage_tree(ancestors)).splitlines()
     assert lines[:2] == ["final weights, from 5 tasks:", "1 apply, 3 gradient, 1 rows"]
     assert [line.lstrip(" └─├│") for line in lines[2:]] == ["apply", "3 x gradient", "rows"]
+
+
+def test_figures_of_a_fault_count_attempts_and_replays_as_work_done_again() -> None:
+    figures = Figures(0.5, "a sign", 1.25, "the kill", attempts=2, replays=8, tasks=100)
+    assert figures.amplification == 1.1
+    [times, work] = figures.lines()
+    assert times == "noticed after 0.50 s (a sign); recovered after 1.25 s, counted from the kill"
+    assert "2 unfinished tasks, 8 finished tasks and calls" in work
+    assert "work amplification 1.100 over 100 tasks" in work
+
+
+def test_figures_say_where_nobody_was_left_to_notice() -> None:
+    figures = Figures(None, "", 5.0, "`regrow start`", attempts=0, replays=0, tasks=1)
+    assert figures.lines()[0].startswith("nobody was left to notice; recovered after 5.00 s")
