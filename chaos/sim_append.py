@@ -214,14 +214,14 @@ class SimLog:
         creation = self.tasks.get(actor_id)
         if not row.function_id and creation is not None:
             row = replace(row, function_id=creation.header.function_id)
+        if row.max_restarts is None and creation is not None:
+            row = replace(row, max_restarts=creation.header.max_retries)
         if row.state != "dead":
             state = "alive" if alive and self._runs(job) else "dead"
             if state == "dead" and error is None and self._runs(row.job) and row.may_restart:
                 row = replace(row, restarts=row.restarts + 1)
                 state = "restarting"
             row = replace(row, state=state, node=key, error=error)
-        if row.max_restarts is None and creation is not None:
-            row = replace(row, max_restarts=creation.header.max_retries)
         self.actors.put(actor_id, row)
 
     def _runs(self, job: int) -> bool:

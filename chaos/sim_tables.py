@@ -82,7 +82,7 @@ class ActorEntry(_Row, frozen=True):
     def may_restart(self) -> bool:
         """Whether its limit allows another, if its job runs."""
         most = self.max_restarts
-        lives = self.state in ("alive", "restarting")
+        lives = self.state in ("pending", "alive", "restarting")
         return lives and most is not None and (most < 0 or self.restarts < most)
 
 

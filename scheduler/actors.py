@@ -39,6 +39,7 @@ from regrow.scheduler.restoring import Restoration, Restorer
 
 if TYPE_CHECKING:
     from regrow.scheduler.core import Core
+    from regrow.scheduler.objects import Entry
     from regrow.scheduler.tasks import Task
     from regrow.scheduler.workers import Worker
 
@@ -134,6 +135,8 @@ class ActorTable:
             self._core.send_store_held(ActorHere(actor.actor_id, actor.job, True))
             if actor.exiting:
                 self._core.pool.kill(task.worker)
+            elif task.attempt > 1 and actor.recoverable:
+                self.lost_sight(self._core.objects.entry(object_id(actor.actor_id, 0)))
             elif object_id(actor.actor_id, 0) not in self._core.objects.entries:
                 self.handles_gone(object_id(actor.actor_id, 0))  # before it was there
             return
@@ -143,6 +146,16 @@ class ActorTable:
         else:
             message = f"the actor {actor.name} could not be created"
         self.died(actor, SystemFailure("actor_died", message))
+
+    def lost_sight(self, entry: Entry) -> None:
+        """The node that knew of handles is gone; who has them may go on elsewhere. An actor that
+        restarts lives as long as its job then."""
+        actor = self.table.get(entry.object_id[:16])
+        if actor is None or not actor.recoverable or actor.pinned or actor.exiting:
+            return
+        if actor.node == self._core.node_id or actor.state == PENDING:
+            actor.pinned = True
+            entry.pins += 1
 
     def created_elsewhere(self, actor_id: bytes, node_id: int, value: Value) -> None:
         """Another node ran the creation."""
@@ -237,6 +250,15 @@ class ActorTable:
         task.state = states.QUEUED
         self.arguments_known(task)
 
+    def _fails_with_argument(self, queue: deque[Task], task: Task) -> bool:
+        """Whether the first call of a queue ended because an argument is an error. It is out of the
+        queue by then: its end may let others go."""
+        queue.popleft()
+        if self._core.tasks.fails_with_argument(task):
+            return True
+        queue.appendleft(task)
+        return False
+
     def _advance(self, actor: Actor, caller: bytes) -> None:
         """Lets the caller's calls go, as far as their turn has come. Hot path."""
         queue = actor.queues.get(caller)
@@ -254,8 +276,7 @@ class ActorTable:
                 return
             if actor.returning and caller != _REPLAY:
                 return  # what was called before comes first
-            if task.header.deps and core.tasks.fails_with_argument(task):
-                queue.popleft()
+            if task.header.deps and self._fails_with_argument(queue, task):
                 continue
             if actor.state == AWAY:
                 if actor.node not in core.nodes:

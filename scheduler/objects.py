@@ -435,6 +435,7 @@ class ObjectTable:
                 continue
             if not came_back:
                 del entry.peers[node_id]
+                self._core.actors.lost_sight(entry)
                 self.free_unheld(entry)
             elif entry.value is not None:
                 self._core.tell_peer(node_id, entry.value)  # it says whether it wants that

@@ -72,7 +72,10 @@ class Restorer:
         """The node where the actor was made knows of its handles. If that is gone, nobody does: it
         lives as long as its job."""
         entry = self._core.objects.entry(object_id(actor.actor_id, 0))
-        if submitter not in (self._core.node_id, 0) and not self._core.is_dead(submitter):
+        view = self._core.nodes.get(submitter)
+        # In a later incarnation it has forgotten them.
+        knows = view is not None and view.alive and view.incarnation == 1
+        if knows and submitter not in (self._core.node_id, 0):
             if entry.peers is None:
                 entry.peers = {}
             entry.peers[submitter] = None

@@ -3,7 +3,7 @@
     WAITING   for the values of its arguments       -> FETCHING, REMOTE, QUEUED; done (an error)
     FETCHING  for bytes, its function, or a lookup  -> QUEUED
     QUEUED    for resources and a worker            -> RUNNING, REMOTE, FETCHING (spilled arguments)
-    RUNNING   given to a worker                     -> done; QUEUED (returned, retried); STORING
+    RUNNING   given to a worker             -> done; QUEUED (returned, retried); STORING; WAITING
     STORING   done; large results go to storage     -> done
     REMOTE    its holder is another node            -> done; WAITING (the store gave it to us)
 

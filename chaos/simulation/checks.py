@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regrow.chaos.simulation.programs import TAINTED, Golden
+from regrow.chaos.simulation.programs import TAINTED, Golden, mix
 from regrow.chaos.simulation.world import SafetyViolation
 from regrow.gcs import operations as ops
 from regrow.gcs.core import Core as ControlCore
@@ -18,6 +18,7 @@ from regrow.messages import (
     ACTOR_CALL,
     OK,
     PENDING,
+    RECOVERABLE,
     SYSTEM_ERROR,
     HandOver,
     NodeMessage,
@@ -47,6 +48,8 @@ class Checks:
         self._committed: dict[bytes, tuple[int, bytes]] = {}
         #: Incarnations of which a batch was rejected.
         self._over: set[tuple[int, int]] = set()
+        #: Of actors that restart: what each call has made of the state, by its place.
+        self._states: dict[bytes, dict[int, bytes]] = {}
         self.restarts = 0
         self.outcomes = 0
         self._steps = 0
@@ -145,6 +148,7 @@ class Checks:
         if not is_put(oid):
             task = store.tasks.get(producer(oid))
             is_call = task is not None and task.header.kind == ACTOR_CALL
+            is_call = is_call and not (task is not None and task.header.flags & RECOVERABLE)
             if is_call and task is not None and task.submitter == node.node_id:
                 return  # not waited for on the actor's own node (docs/durability.md)
             if task is None and self._is_call(oid):
@@ -167,7 +171,10 @@ class Checks:
 
     def _is_call(self, oid: bytes) -> bool:
         site = self._sites.get(producer(oid))
-        return site is not None and self._cluster.programs[site].kind == ACTOR_CALL
+        if site is None:
+            return False
+        program = self._cluster.programs[site]
+        return program.kind == ACTOR_CALL and not program.recoverable
 
     # --- the log ----------------------------------------------------------------------------------
 
@@ -196,10 +203,9 @@ class Checks:
             self.require(result.verdict != ops.BEHIND, f"{append.node} is ahead of the database")
         if result.verdict != ops.APPLIED:
             return
-        for submitted in append.batch.submitted:
-            if submitted.outcome is not None:
-                self._outcome(submitted.outcome)
-        for outcome in append.batch.outcomes:
+        outcomes = [s.outcome for s in append.batch.submitted if s.outcome is not None]
+        outcomes += append.batch.outcomes
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.actor_seq):
             self._outcome(outcome)
         self._holders(append)
 
@@ -218,6 +224,18 @@ class Checks:
         for returned, golden in zip(outcome.returns, values, strict=False):
             data = returned.data if returned.data is not None else self._large[returned.digest]
             self.content(golden, outcome.status, data, f"the log ({outcome.task_id.hex()})")
+            if outcome.actor_seq and row.header.flags & RECOVERABLE and outcome.status == OK:
+                self._call_ended(row.header.actor_id, outcome.actor_seq, site, data[-8:])
+
+    def _call_ended(self, actor_id: bytes, seq: int, site: int, state: bytes) -> None:
+        """Every call of an actor that restarts takes effect once, in the order of the log."""
+        states = self._states.setdefault(actor_id, {0: mix(self._sites[actor_id])})
+        self.require(seq - 1 in states, f"call {seq} of {actor_id.hex()} follows none")
+        expected = states.setdefault(seq, mix(states[seq - 1], site))
+        self.require(
+            state == expected,
+            f"call {seq} of {actor_id.hex()} found another state than the calls before it made",
+        )
 
     def _holders(self, append: Append) -> None:
         store = self._cluster.database.store

@@ -21,6 +21,7 @@ from regrow.messages import (
     ACTOR_CREATION,
     OK,
     PENDING,
+    RECOVERABLE,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK,
@@ -268,7 +269,8 @@ class SimClient:
             return Content(status, b"\xff" * 8, [])
         refs: list[Handle] = []
         if status == OK:
-            ids = [data[i : i + 20] for i in range(8, len(data), 20)]
+            end = len(data) - (len(data) - 8) % 20  # an actor's state may follow
+            ids = [data[i : i + 20] for i in range(8, end, 20)]
             refs = [Handle(i, g) for i, g in zip(ids, handle.golden.refs, strict=True)]
         for ref in refs:
             self.hold(ref, borrowed=True)
@@ -383,10 +385,12 @@ class SimClient:
         elif actor is not None:
             actor_id = actor.object_id[:16]
         name = {TASK: f"f{site}", ACTOR_CREATION: f"A{site}.__init__", ACTOR_CALL: f"A.m{site}"}
+        flags = RETRY_EXCEPTIONS if program.flaky else 0
+        flags |= RECOVERABLE if program.recoverable else 0
         spec = TaskSpec(
             task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],
             program.kind, actor_id, dep_ids, nested_ids, program.resources, len(program.returns),
-            program.max_retries, RETRY_EXCEPTIONS if program.flaky else 0, program.strategy, args,
+            program.max_retries, flags, program.strategy, args,
         )  # fmt: skip
         self.cluster.checks.submitted(task_id, site)
         goldens = self.cluster.golden.values[site]

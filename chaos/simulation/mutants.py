@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
+
+from msgspec.structs import replace
 
 from regrow.chaos.sim_store import SimStore
 from regrow.chaos.sim_tables import NodeKey, NodeRow
 from regrow.config import Config
 from regrow.gcs.core import Core as ControlCore
 from regrow.gcs.core_events import Settings
-from regrow.gcs.operations import Append
+from regrow.gcs.operations import ActorRestored, Append, Operation
 from regrow.ids import TASK_ID_SIZE, ContentIds
 from regrow.messages import Value
 from regrow.objectstore.core import StoreCore
@@ -119,10 +122,53 @@ class IdReused(Mutation):
         return _CountingIds(job_root, parent_id)
 
 
+class _AmnesicStore(SimStore):
+    def execute(self, op: Operation | Append) -> Any:
+        result = super().execute(op)
+        return replace(result, calls=[]) if isinstance(result, ActorRestored) else result
+
+
+class CallsNotReplayed(Mutation):
+    """An actor that is restored goes on from its checkpoint, or its constructor, alone."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _AmnesicStore(now)
+
+
+class _DisorderlyStore(SimStore):
+    def execute(self, op: Operation | Append) -> Any:
+        result = super().execute(op)
+        if not isinstance(result, ActorRestored):
+            return result
+        return replace(result, calls=result.calls[::-1])
+
+
+class CallsReplayedInAnotherOrder(Mutation):
+    """The calls of an actor run again in another order than the one in which they ran."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _DisorderlyStore(now)
+
+
+class _HeadlongCheckpoints(SimStore):
+    def _checkpoint(self, actor_id: bytes, seq: int, oid: bytes, custom: bool) -> None:
+        super()._checkpoint(actor_id, seq + 1, oid, custom)
+
+
+class CheckpointAhead(Mutation):
+    """A saved state is taken for the state after the next call, which is then left out."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _HeadlongCheckpoints(now)
+
+
 MUTANTS: dict[str, type[Mutation]] = {
     "fencing-off": FencingOff,
     "output-released-early": OutputReleasedEarly,
     "holder-forgotten": HolderForgotten,
     "batch-applied-twice": BatchAppliedTwice,
     "id-reused": IdReused,
+    "calls-not-replayed": CallsNotReplayed,
+    "calls-replayed-in-another-order": CallsReplayedInAnotherOrder,
+    "checkpoint-ahead": CheckpointAhead,
 }

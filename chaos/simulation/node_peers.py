@@ -82,6 +82,7 @@ class NodePeers:
             return
         if not node.cluster.lives(view.node_id, view.incarnation):
             node.handle(events.PeerLost(view.node_id, view.incarnation, refused=True))
+            link[1].hold_until(node.world.now + 200.0)  # it is kept until somebody takes it
             node.schedule(life, 200.0, self._dial, life, view)
 
     def reset(self, node_id: int, incarnation: int) -> None:

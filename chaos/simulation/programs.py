@@ -63,6 +63,10 @@ class Program(Struct):
     actor: str = ""
     #: Of a call: its place among those of its parent on that actor.
     order: int = 0
+    #: Of the creation or a call of an actor that restarts.
+    recoverable: bool = False
+    #: Of a creation: its state is saved after so many calls; 0: never.
+    checkpoint_every: int = 0
     #: Nothing but a bug can make it fail.
     sure: bool = True
     #: Its own site, if it is a driver: an error does not end it.
@@ -269,6 +273,8 @@ class Profile(Struct):
     large: float = 0.3
     large_max: int = 120_000
     actors: int = 2
+    #: Of the actors, those that restart.
+    recoverable: float = 0.5
     raising: float = 0.03
     flaky: float = 0.05
     #: Of tasks that may not be run again for ever.
@@ -286,6 +292,7 @@ class _Var(Struct):
     #: What its value refers to.
     inner: list[_Var] = []
     is_actor: bool = False
+    recoverable: bool = False
 
 
 class ProgramMaker:
@@ -401,7 +408,7 @@ class ProgramMaker:
         own: list[_Var] = []
         actors: list[_Var] = []
         for var in nested:
-            mine = _Var(self._name(), 1, var.inner, var.is_actor)
+            mine = _Var(self._name(), 1, var.inner, var.is_actor, var.recoverable)
             child.nested_as.append(mine.name)
             (actors if var.is_actor else own).append(mine)
         for number, var in enumerate(deps):
@@ -469,19 +476,24 @@ class ProgramMaker:
         child = self._new(ACTOR_CREATION)
         child.resources = {}
         child.max_retries = 0
+        child.recoverable = self._rng.random() < self._profile.recoverable
+        if child.recoverable:
+            child.max_retries, child.sure = -1, True
+            child.checkpoint_every = self._rng.choice([0, 1, 2, 5])
         deps = self._pick(scope, 1)
         child.deps = [var.name for var in deps]
         self._compute(child)
         name = self._name()
         parent.steps.append(("submit", [name], child))
-        return _Var(name, is_actor=True)
+        return _Var(name, is_actor=True, recoverable=child.recoverable)
 
     def _call(
         self, parent: Program, scope: list[_Var], actor: _Var, orders: dict[str, int]
     ) -> None:
         self.operations += 1
         child = self._new(ACTOR_CALL)
-        child.max_retries = 0
+        child.recoverable = child.sure = actor.recoverable
+        child.max_retries = -1 if actor.recoverable else 0
         child.resources = {}
         child.actor = actor.name
         child.order = orders[actor.name] = orders.get(actor.name, 0) + 1

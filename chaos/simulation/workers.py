@@ -6,19 +6,21 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from regrow.chaos.simulation.clients import Frame, Handle, SimClient
-from regrow.chaos.simulation.programs import SMALL, Content, Program, Result
-from regrow.ids import object_id
+from regrow.chaos.simulation.programs import SMALL, Content, Golden, Program, Result, mix
+from regrow.ids import object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     OK,
     PROTOCOL_VERSION,
     Blocked,
+    Checkpoint,
     Create,
     Done,
     Exit,
     Hello,
     NodeMessage,
+    PutValue,
     Release,
     Return,
     Returned,
@@ -53,6 +55,12 @@ class SimWorker(SimClient):
         self.exiting = False
         #: Of an actor: the last call of each caller.
         self._orders: dict[bytes, int] = {}
+        #: Of an actor that restarts: what all calls so far, in their order, have made of it.
+        self.state = b""
+        self._checkpoint_every = 0
+        self._calls = 0
+        self._resent = False
+        self._saved: Handle | None = None
 
     def later(self, ms: float, act: Any, *args: Any) -> None:
         assert self.node is not None
@@ -99,6 +107,9 @@ class SimWorker(SimClient):
         self.cluster.checks.started(spec, run.attempt, self.life)
         if spec.kind == ACTOR_CALL:
             self._check_order(spec, program)
+        if run.restore:
+            self._load(frame, run)
+            return
         golden_deps, golden_nested = self.cluster.golden.given[site]
         contents = {value.object_id: value for value in run.inline}
         places = {place.object_id: place for place in run.located}
@@ -124,7 +135,24 @@ class SimWorker(SimClient):
         flake = program.flaky and self.world.rng.random() < 0.4
         self.begin(frame, deps, nested, flake)
 
+    def _load(self, frame: Frame, run: RunTask) -> None:
+        """The actor as it was saved: its constructor does not run."""
+        [value] = [value for value in run.inline if value.object_id == run.restore]
+        assert value.data is not None
+        assert value.status == OK, "a state that was saved is an error"
+        self.state = value.data
+        frame.started = self.world.now
+        [golden] = self.cluster.golden.values[frame.program.site]
+        self.ended(frame, Result(OK, [(SMALL, golden.hash, [])]))
+
     def _check_order(self, spec: TaskHeader, program: Program) -> None:
+        """A caller's calls come in its order; those that its node had when it died, and that others
+        were given, come as they can (docs/recovery.md)."""
+        assert self.frame is not None
+        assert self.frame.run is not None
+        if program.recoverable and (self.frame.run.attempt > 1 or self._resent):
+            self._resent = True
+            return
         last = self._orders.get(spec.parent_id, 0)
         self.cluster.checks.require(
             program.order > last, f"{self.name}: call {program.order} of a caller after {last}"
@@ -154,8 +182,9 @@ class SimWorker(SimClient):
     def ended(self, frame: Frame, result: Result) -> None:
         frame.result = result
         assert frame.run is not None
+        state = self._step(frame)
         for index, (size, digest, refs) in enumerate(result.returns):
-            data = digest + b"".join(ref.object_id for ref in refs)
+            data = digest + b"".join(ref.object_id for ref in refs) + state
             ref_ids = [ref.object_id for ref in refs]
             if size > SMALL and result.status == OK:
                 frame.unwritten.append((index, data, size))
@@ -165,6 +194,42 @@ class SimWorker(SimClient):
                 frame.returns.append(Return(len(data), digest_of(data), data, ref_ids))
         frame.waits = ("results",)
         self.write_results(frame)
+
+    def _step(self, frame: Frame) -> bytes:
+        """The state of an actor that restarts after a call, which its result tells: so a call that
+        is lost, done twice or out of order shows in everything after it."""
+        program = frame.program
+        assert frame.run is not None
+        if not program.recoverable:
+            return b""
+        if program.kind == ACTOR_CREATION:
+            self._checkpoint_every = program.checkpoint_every
+            self.state = self.state or mix(program.site)
+            return b""
+        self.state = mix(self.state, program.site)
+        self._calls += 1
+        return self.state
+
+    def _save(self, frame: Frame, exact: bool) -> None:
+        """Between two calls; with the result of the first, if the state is due after every one."""
+        every = self._checkpoint_every
+        if frame.program.kind != ACTOR_CALL or not every or (every == 1) != exact:
+            return
+        if self._calls < every:
+            return
+        self._calls = 0
+        oid = put_object_id(self.world.rng.randbytes(16))
+        saved = Handle(oid, Golden(OK, self.state, [], False))
+        self.cluster.checks.put(oid, saved.golden)
+        self.hold(saved, borrowed=False)
+        ref = self.refs[oid]
+        ref.status, ref.content = OK, self.state
+        maker = self.world.rng.randbytes(16)
+        self._submit(PutValue(oid, maker, frame.job, digest_of(self.state), self.state, []))
+        self.send(Checkpoint(oid, False, exact))
+        if self._saved is not None:
+            self.let_go([self._saved])
+        self._saved = saved
 
     def write_results(self, frame: Frame) -> None:
         assert frame.run is not None and frame.result is not None
@@ -177,7 +242,9 @@ class SimWorker(SimClient):
             frame.task_id, frame.run.attempt, frame.result.status, frame.returns, duration,
             frame.result.retry,
         )  # fmt: skip
+        self._save(frame, exact=True)
         self.send(Done([done]))
+        self._save(frame, exact=False)
         self.let_go(frame.handles)
         self.frame = None
         if frame.program.kind == ACTOR_CREATION and frame.result.status == OK:

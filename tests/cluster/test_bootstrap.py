@@ -188,7 +188,8 @@ class TestDaemons:
     def test_one_that_ignores_the_request_to_stop_is_killed(
         self, stand_in: Callable[..., subprocess.Popen[bytes]]
     ) -> None:
-        code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('.', flush=True)"
+        ignored = "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, signal.SIG_IGN)"
+        code = f"{ignored}\nprint('.', flush=True)"
         process = stand_in(_daemons.NODE_MODULE, code=code)
         assert process.stdout is not None
         process.stdout.readline()

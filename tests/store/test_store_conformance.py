@@ -878,6 +878,22 @@ def test_an_actor_restarts_as_often_as_it_may(cluster: Cluster) -> None:
     assert cluster.do(ops.ReadActor(actor_id)).state == "dead"
 
 
+def test_an_actor_whose_process_is_gone_in_the_append_that_created_it_restarts_if_it_may(
+    cluster: Cluster,
+) -> None:
+    home = cluster.nodes[0]
+    for most, state in ((-1, "restarting"), (1, "restarting"), (0, "dead")):
+        actor_id = cluster.new_id()
+        created = cluster.task(
+            task_id=actor_id, actor_id=actor_id, kind=ACTOR_CREATION, outcome=small(),
+            max_retries=most,
+        )  # fmt: skip
+        batch = Batch(submitted=[created], actors=[(actor_id, cluster.job, False, None)])
+        cluster.log(home, batch)
+        assert cluster.do(ops.ReadActor(actor_id)).state == state
+        assert restore(cluster, actor_id, home, home).granted == (state == "restarting")
+
+
 def test_no_actor_restarts_in_a_job_that_has_ended(cluster: Cluster) -> None:
     actor_id = create_actor(cluster, max_restarts=-1)
     one, two = cluster.nodes
