@@ -253,7 +253,9 @@ class Evaluation:
                 case ("wait", handles, count):
                     answer = list(range(count))
                 case ("put", number, size, digest, refs):
-                    put_sure = size <= SMALL or (program.sure and program.driver_site < 0)
+                    # What a task put that then raised cannot be made again.
+                    again = program.sure and program.driver_site < 0 and not program.raises
+                    put_sure = size <= SMALL or again
                     answer = Golden(OK, digest, refs, put_sure)
                     self.puts[program.site, number] = answer
 

@@ -37,8 +37,8 @@ AGAIN: Final = ("driver", "everything")
 
 POLL_S: Final = 0.005
 NOTICED_WITHIN_S: Final = 60.0
-#: For a worker that stands still to be given its task; less if another ends one of the step first.
-GIVEN_WITHIN_S: Final = 0.5
+#: What has not ended by then of a step, the worker that stands still has been given.
+GIVEN_WITHIN_S: Final = 1.0
 DRIVER_S: Final = 120.0
 
 
@@ -151,13 +151,19 @@ def train_here(
 
     blow = Blow(scene)
     stopped: list[int] = []
+    stopped_on = 0
     if kind == "gcs":
         _bootstrap.start_standby(scene.home)
 
     def prepare(step: Step) -> None:
+        nonlocal stopped_on
         if kind == "worker" and step.epoch == plan.kill_epoch:
-            # What it is given meanwhile it cannot end.
-            stopped.extend(workers_of(scene.workers[0].pid))
+            with scene.history() as history:
+                made = history.made_on([ref.task_id() for ref in step.shards])
+            # Tasks go to where their shard is; what it is given now it cannot end.
+            node = max(scene.workers, key=lambda node: made[node.node_id])
+            stopped_on = node.node_id
+            stopped.extend(workers_of(node.pid))
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
 
@@ -165,8 +171,11 @@ def train_here(
         if step.epoch != plan.kill_epoch or blow.at is not None:
             return
         if kind == "worker":
-            ray.wait(step.gradients, num_returns=1, timeout=GIVEN_WITHIN_S, fetch_local=False)
-        _strike(blow, kind, stopped)
+            count = len(step.gradients)
+            done, _ = ray.wait(step.gradients, num_returns=count, timeout=GIVEN_WITHIN_S)
+            if len(done) == count:
+                return  # it was given nothing; of the next step, perhaps
+        _strike(blow, kind, stopped, stopped_on)
         scene.say(f"step {step.number(plan)}: {blow.what} SIGKILLed")
 
     def stepped() -> None:
@@ -177,11 +186,10 @@ def train_here(
     return weights, blow
 
 
-def _strike(blow: Blow, kind: str, stopped: list[int]) -> None:
+def _strike(blow: Blow, kind: str, stopped: list[int], stopped_on: int) -> None:
     scene = blow.scene
     if kind == "worker":
-        node = scene.workers[0].node_id
-        blow.strike(stopped, f"{_processes(stopped)} of node {node}, with a task,")
+        blow.strike(stopped, f"{_processes(stopped)} of node {stopped_on}, with a task,")
         blow.watch(lambda: not any(map(_exists, stopped)), "its node has taken note of its end")
     elif kind == "actor":
         victims = workers_of(scene.cluster.head_node.pid)
