@@ -297,7 +297,8 @@ def test_methods_may_return_several_values() -> None:
 
 
 def test_actors_hold_their_resources() -> None:
-    cpus = ray.available_resources()["CPU"]
+    cpus = ray.cluster_resources()["CPU"]
+    until(lambda: ray.available_resources().get("CPU", 0) == cpus)  # actors of before are gone
     counter = Counter.options(num_cpus=1).remote()
     get(counter.add.remote())
     until(lambda: ray.available_resources().get("CPU", 0) == cpus - 1)
