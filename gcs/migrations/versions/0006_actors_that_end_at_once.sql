@@ -22,14 +22,15 @@ BEGIN
     FOR v_part IN SELECT DISTINCT part FROM regrow.jobs WHERE job = ANY (a_job) LOOP
         EXECUTE format($insert$
             INSERT INTO regrow.actors AS old (actor_id, job, state, function_id, max_restarts)
-            SELECT t.task_id, t.job, 'pending', t.function_id, t.max_retries
-            FROM regrow.task_log_%s t WHERE t.task_id = ANY ($1)
+            SELECT t.task_id, a.job, 'pending', t.function_id, t.max_retries
+            FROM unnest($1, $2) AS a (actor_id, job)
+            JOIN regrow.task_log_%s t ON t.task_id = a.actor_id
             ON CONFLICT (actor_id) DO UPDATE SET
                 function_id = coalesce(old.function_id, excluded.function_id),
                 max_restarts = coalesce(old.max_restarts, excluded.max_restarts)
             WHERE old.function_id IS NULL OR old.max_restarts IS NULL
             $insert$, v_part)
-        USING a_actor;
+        USING a_actor, a_job;
     END LOOP;
     INSERT INTO regrow.actors AS old (
         actor_id, job, state, node_id, incarnation, error, started_at, died_at)
