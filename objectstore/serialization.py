@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cloudpickle
 import msgspec
 
+from regrow.objectstore import pickling
 from regrow.objectstore.errors import SerializationError
 from regrow.objectstore.layout import Bytes, Layout, pack, unpack
 from regrow.objectstore.unpicklable import explain
@@ -151,9 +151,7 @@ def _dumps(value: object, buffers: list[memoryview], ref_types: frozenset[type])
         else:
             return pickle.dumps(value, _PROTOCOL)
     elif not _is_plain(value, ref_types):
-        return bytes(
-            cloudpickle.dumps(value, protocol=_PROTOCOL, buffer_callback=_collect_into(buffers))
-        )
+        return pickling.dumps(value, _collect_into(buffers))
     return pickle.dumps(value, _PROTOCOL, buffer_callback=_collect_into(buffers))
 
 

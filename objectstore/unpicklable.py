@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-import cloudpickle
+from regrow.objectstore import pickling
 
 MAX_DEPTH = 8
 MAX_TRIES = 500
@@ -42,7 +42,7 @@ def explain(value: object, error: Exception) -> str:
 
 def _failure(value: object) -> Exception | None:
     try:
-        cloudpickle.dumps(value, protocol=5, buffer_callback=lambda _buffer: None)
+        pickling.dumps(value, lambda _buffer: None)
     except Exception as error:  # whatever it is, it is the answer
         return error
     return None

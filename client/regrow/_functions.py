@@ -18,6 +18,7 @@ import msgspec
 
 from regrow.ids import function_id
 from regrow.messages import FunctionDef
+from regrow.objectstore import pickling
 from regrow.objectstore.unpicklable import explain
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -35,7 +36,7 @@ def define(target: Any) -> FunctionDef:
     the pickle refers.
     """
     try:
-        pickled = cloudpickle.dumps(target, protocol=5)
+        pickled = pickling.dumps(target)
     except Exception as error:  # anything that a captured value's __reduce__ may raise
         raise TypeError(
             f"{target.__qualname__} cannot be sent to a worker: {explain(target, error)}"

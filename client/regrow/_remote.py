@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
 
-import cloudpickle
 import msgspec
 
 from regrow._client import Call, current
@@ -16,6 +15,7 @@ from regrow._options import TASK_OPTIONS, Options, TaskOptions, check_generator,
 from regrow._refs import ObjectRef
 from regrow._signatures import signature_of
 from regrow.messages import FunctionDef
+from regrow.objectstore import pickling
 
 P = ParamSpec("P")
 #: What a call gives: a reference, a list of them, or None, by ``num_returns``.
@@ -125,5 +125,5 @@ class RemoteFunction(Generic[P, T]):
 def _packed(options: Options) -> bytes:
     """What only the worker needs."""
     if isinstance(options.retry_exceptions, tuple):
-        return msgspec.msgpack.encode({"retry": cloudpickle.dumps(options.retry_exceptions)})
+        return msgspec.msgpack.encode({"retry": pickling.dumps(options.retry_exceptions)})
     return b""

@@ -29,6 +29,7 @@ from regrow._context import Task
 from regrow._recorded import RECORD_MAX, Recording, Replaying, StepConnection
 from regrow._steps import Connection, Step, is_sqlalchemy, opened
 from regrow.exceptions import ReplayMismatchError
+from regrow.objectstore import pickling
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -128,7 +129,7 @@ class Transaction(Generic[C, S]):
     def _complete(self, kind: str, outcome: Callable[[], object]) -> None:
         assert self._open is not None
         try:
-            data = cloudpickle.dumps((kind, outcome()))
+            data = pickling.dumps((kind, outcome()))
             if len(data) > RECORD_MAX:
                 raise ValueError(
                     f"the record of step {self._step} would have {len(data)} bytes, more than "

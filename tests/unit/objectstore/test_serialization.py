@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.objectstore import serialization
+from regrow.objectstore import pickling, serialization
 from regrow.objectstore.errors import ObjectCorruptedError, SerializationError
 from regrow.objectstore.serialization import collecting_refs, deserialize, note_ref, serialize
 
@@ -77,7 +76,7 @@ def plain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> bytes:
         raise AssertionError("not on the fast path")
 
-    monkeypatch.setattr(cloudpickle, "dumps", refuse)
+    monkeypatch.setattr(pickling, "dumps", refuse)
 
 
 @pytest.mark.usefixtures("plain_only")
@@ -119,13 +118,13 @@ def test_values_that_may_hold_code_go_through_cloudpickle(
     value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    dumps = cloudpickle.dumps
+    dumps = pickling.dumps
 
     def count(*args: Any, **kwargs: Any) -> bytes:
         calls.append(args)
-        return bytes(dumps(*args, **kwargs))
+        return dumps(*args, **kwargs)
 
-    monkeypatch.setattr(cloudpickle, "dumps", count)
+    monkeypatch.setattr(pickling, "dumps", count)
     serialize(value)
     assert len(calls) == 1
 
