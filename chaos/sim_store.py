@@ -233,18 +233,23 @@ class SimStore(SimReads):
                 1,
                 op.runtime,
                 op.detached,
+                op.job_root,
             )
             self.jobs.put(job, new)
             return ops.JobResumed(job, op.job_root, 1, op.runtime)
         job, entry = unfinished[-1]
-        if entry.job_root == op.job_root:
-            return ops.JobResumed(job, op.job_root, entry.driver, entry.runtime)
-        if entry.status == "running":
-            return ops.JobResumed(0)
-        entry = replace(entry, status="running", driver=entry.driver + 1, detached=op.detached)
-        self.jobs.put(job, entry)
-        self._restart_actors(job)
-        self._discard(job, entry.driver_id)
+        if entry.opener != op.job_root:
+            if entry.status == "running":
+                return ops.JobResumed(0)
+            entry = replace(
+                entry, status="running", driver=entry.driver + 1, detached=op.detached,
+                opener=op.job_root,
+            )  # fmt: skip
+            self.jobs.put(job, entry)
+            self._restart_actors(job)
+            self._discard(job, entry.driver_id)
+        if entry.driver == 1:
+            return ops.JobResumed(job, op.job_root, 1, entry.runtime)
         restarting = self._restarting(lambda actor: actor.job == job)
         return ops.JobResumed(
             job, entry.job_root, entry.driver, entry.runtime, restarting, self._versions(job)

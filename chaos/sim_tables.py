@@ -43,6 +43,8 @@ class JobEntry(_Row, frozen=True):
     driver: int = 0
     runtime: str = ""
     detached: bool = False
+    #: Of the request that started its latest driver.
+    opener: bytes = b""
 
 
 class TaskRow(_Row, frozen=True):

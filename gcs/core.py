@@ -78,6 +78,8 @@ class Core:
         self._leading_pending = False
         self._lead_at = 0.0
         self._leads_until = 0.0
+        #: Since when another leads, as far as we know.
+        self._followed_since: float | None = None
         #: Of the database that we lead.
         self.cluster_id = b""
         self._make_parts()
@@ -185,7 +187,9 @@ class Core:
         if leadership.epoch == 0 or (context.epoch and leadership.epoch != context.epoch):
             if context.epoch:
                 self._step_down()
+            self._another_leads()
             return
+        self._followed_since = None
         lapsed = not self.leads
         self._leads_until = then.started + context.settings.leader_ttl_s
         if lapsed:
@@ -196,6 +200,15 @@ class Core:
             self.cluster_id = leadership.cluster_id
             self.members.load()
             self.jobs.load()
+
+    def _another_leads(self) -> None:
+        """Nodes that wait here are to look for it, once it is not just what is left of a process
+        that is gone, perhaps our own last one."""
+        context = self.context
+        if self._followed_since is None:
+            self._followed_since = context.now
+        elif context.now - self._followed_since > context.settings.leader_ttl_s:
+            self._step_down()
 
     def _step_down(self) -> None:
         self.context.epoch = 0

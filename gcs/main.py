@@ -161,11 +161,8 @@ async def serve(options: Options, config: Config, url: str) -> str:
     keeping = asyncio.ensure_future(_keep_postgres(options, service))
     try:
         address = await _listen(service, options)
+        service.on_leading = lambda: _announce(options, address, url, service.core.cluster_id.hex())
         stopping = asyncio.ensure_future(signalled.wait())
-        leading = asyncio.ensure_future(service.wait_leading())
-        await asyncio.wait({stopping, leading}, return_when=asyncio.FIRST_COMPLETED)
-        if leading.done():
-            _announce(options, address, url, service.core.cluster_id.hex())
         stopped = asyncio.ensure_future(service.wait_stopped())
         await asyncio.wait({stopping, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return stopped.result() if stopped.done() else "it was asked to"

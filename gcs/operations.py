@@ -334,7 +334,7 @@ class ResumeJob(_Value, frozen=True):
 
     epoch: int
     name: str
-    #: Of a new run.
+    #: Of a new run; and what tells that this request comes again.
     job_root: bytes
     entrypoint: str
     pid: int

@@ -83,6 +83,10 @@ class Store(Protocol):
         ...
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 def _lane(name: str) -> ThreadPoolExecutor:
     """A thread, which does one operation after the other."""
     return ThreadPoolExecutor(1, thread_name_prefix=f"store-{name}")
@@ -130,6 +134,9 @@ class ControlStore:
         self._closed = False
         #: Operations that raised, since the start.
         self.failures = 0
+        #: Called whenever nodes can register again: at first, and after another has led.
+        self.on_leading: Callable[[], None] = _nothing
+        self._leading = False
 
     async def start(self, host: str, port: int) -> str:
         """Listens and begins to seek leadership; port 0 lets the system choose. Returns
@@ -148,11 +155,6 @@ class ControlStore:
         await self._server.start()
         self._tick()
         return f"{shown}:{bound}"
-
-    async def wait_leading(self) -> None:
-        """Until nodes can register."""
-        while not (self.core.leads and self.core.members.loaded):
-            await asyncio.sleep(0.005)
 
     async def wait_stopped(self) -> str:
         """Until the core ends the cluster, and its nodes have gone; the reason."""
@@ -202,6 +204,10 @@ class ControlStore:
         if self._closed:
             return
         self._carry(self.core.handle(event))
+        leading = self.core.leads and self.core.members.loaded
+        if leading and not self._leading:
+            self.on_leading()
+        self._leading = leading
         if self.core.busy and not self._ticks_fast:
             self._schedule_tick()
 

@@ -16,15 +16,15 @@ from regrow.messages import encode
 #: Two drivers of one name are one after the other.
 _LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtext('regrow.job'), hashtext(:name))"
 _OPEN_RUN = """
-SELECT job, job_root, driver_id, part, status, driver, runtime FROM regrow.jobs
+SELECT job, job_root, driver_id, part, status, driver, runtime, opener FROM regrow.jobs
 WHERE name = :name AND status <> 'finished' ORDER BY run DESC LIMIT 1
 """
 _NEW_RUN = """
 INSERT INTO regrow.jobs (
     job_root, driver_id, part, entrypoint, pid, started_at, name, run, driver, runtime,
-    detached)
+    detached, opener)
 SELECT :job_root, :driver_id, 0, :entrypoint, :pid, regrow.now(), :name,
-    1 + coalesce(max(run), 0), 1, :runtime, :detached
+    1 + coalesce(max(run), 0), 1, :runtime, :detached, :job_root
 FROM regrow.jobs WHERE name = :name
 RETURNING job
 """
@@ -35,7 +35,7 @@ UPDATE regrow.jobs SET part = regrow.part_of_job(job) WHERE job = :job RETURNING
 _ENSURE_PARTITION = "SELECT regrow.ensure_partition(:part)"
 _NEXT_DRIVER = """
 UPDATE regrow.jobs SET status = 'running', finished_at = NULL, driver = driver + 1,
-    entrypoint = :entrypoint, pid = :pid, detached = :detached
+    entrypoint = :entrypoint, pid = :pid, detached = :detached, opener = :opener
 WHERE job = :job RETURNING driver
 """
 #: A name that another actor has meanwhile stays with that one.
@@ -93,17 +93,17 @@ WHERE f.fingerprint IS NOT NULL ORDER BY t.first, f.name, f.fingerprint
 
 
 def resume_job(connection: Connection, op: ResumeJob) -> JobResumed:
-    """The same root again is the same new run: it may be sent again."""
+    """The same root again is the same driver: it may be sent again."""
     run(connection, _LOCK_NAME, name=op.name)
     rows = run(connection, _OPEN_RUN, name=op.name)
     if not rows:
         return _begin(connection, op)
     [job] = rows
-    if job.job_root == op.job_root:
-        return JobResumed(job.job, job.job_root, job.driver, job.runtime)
+    if job.opener == op.job_root:
+        return _answer(connection, job, job.driver)
     if job.status == "running":
         return JobResumed(0)
-    return _resume(connection, op, job)
+    return _answer(connection, job, _resume(connection, op, job))
 
 
 def _begin(connection: Connection, op: ResumeJob) -> JobResumed:
@@ -123,8 +123,11 @@ def _begin(connection: Connection, op: ResumeJob) -> JobResumed:
     return JobResumed(job, op.job_root, 1, op.runtime)
 
 
-def _resume(connection: Connection, op: ResumeJob, job: Row) -> JobResumed:
-    """The nodes' rows are locked first, as at the end of a job: a batch is before this or after."""
+def _resume(connection: Connection, op: ResumeJob, job: Row) -> int:
+    """The number of the driver.
+
+    The nodes' rows are locked first, as at the end of a job: a batch is before this or after.
+    """
     run(connection, LOCK_NODES)
     which = {"job": job.job, "part": job.part}
     [(driver,)] = run(
@@ -134,10 +137,18 @@ def _resume(connection: Connection, op: ResumeJob, job: Row) -> JobResumed:
         entrypoint=op.entrypoint,
         pid=op.pid,
         detached=op.detached,
+        opener=op.job_root,
     )
     run(connection, _RESTART_ACTORS, **which, job_ended=encode(JOB_ENDED))
     run(connection, _DELETE_ACTORS, **which, driver_id=job.driver_id)
     run(connection, _DISCARD, **which, driver_id=job.driver_id)
+    return int(driver)
+
+
+def _answer(connection: Connection, job: Row, driver: int) -> JobResumed:
+    if driver == 1:
+        return JobResumed(job.job, job.job_root, driver, job.runtime)
+    which = {"job": job.job, "part": job.part}
     restarting = [
         RestartingActor(row.actor_id, row.job, (row.node_id, row.incarnation), row.resources)
         for row in run(connection, _RESTARTING, **which)

@@ -549,6 +549,25 @@ class ActorTable:
     def unpin(self, actor_id: bytes) -> None:
         self._core.objects.unpin((object_id(actor_id, 0),))
 
+    def outlives(self, task: Task) -> bool:
+        """Whether this call is replayed for an actor that is not of the call's job."""
+        actor = self.table.get(task.header.actor_id)
+        return task.rebuild and actor is not None and actor.job != task.header.job
+
+    def calls_withdrawn(self, job: int, task_ids: set[bytes]) -> None:
+        """These calls, all of a job that has ended, take no turn any more."""
+        for actor in self.table.values():
+            for caller, queue in list(actor.queues.items()):
+                # A caller is of one job; what is replayed is the actor's own.
+                of_job = actor.job if caller == _REPLAY else queue[0].header.job if queue else 0
+                if of_job == job:
+                    del actor.queues[caller]
+            if actor.returning:
+                actor.returning -= task_ids
+                actor.unblocked = not actor.returning
+        for actor in [a for a in self.table.values() if a.unblocked]:
+            self._advance_all(actor)
+
     def job_closed(self, job: int) -> None:
         """The log has them as dead. They are forgotten at once: if the job is resumed, they are
         restored while their old processes end."""

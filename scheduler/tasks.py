@@ -936,18 +936,21 @@ class TaskTable:
     def job_closed(self, job: int) -> None:
         """Nobody waits for the job's tasks; the control store has marked them cancelled. What runs
         is killed: a driver that resumes the job may be about to run it again."""
-        closed = [t for t in self.tasks.values() if t.header.job == job]
+        of_job = [t for t in self.tasks.values() if t.header.job == job]
+        closed = [t for t in of_job if not self._core.actors.outlives(t)]
         running = {t.worker.number: t.worker for t in closed if t.worker is not None}
         for worker in running.values():
             others = [t for t in worker.in_flight.values() if t.header.job != job]
             if worker.actor is None and not others:
                 self._core.pool.kill(worker)
-        for task in closed:
+        for task in closed:  # all of them before any result is known: another may wait for that
             self.tasks.pop(task.header.task_id, None)
             self.infeasible.pop(task.header.task_id, None)
             self._core.pool.dequeue(task)
             self.unpin_restored(task)
             self.detach(task)
+        self._core.actors.calls_withdrawn(job, {task.header.task_id for task in closed})
+        for task in closed:
             for oid in task.object_ids:
                 entry = self._core.objects.entries.get(oid)
                 if entry is not None and entry.task is task:

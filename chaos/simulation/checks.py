@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regrow.chaos.simulation.programs import TAINTED, Golden, mix
+from regrow.chaos.simulation.programs import TAINTED, Golden, Program, mix
 from regrow.chaos.simulation.world import SafetyViolation
 from regrow.gcs import operations as ops
 from regrow.gcs.core import Core as ControlCore
@@ -20,6 +20,7 @@ from regrow.messages import (
     PENDING,
     RECOVERABLE,
     SYSTEM_ERROR,
+    TASK,
     HandOver,
     NodeMessage,
     PeerMessage,
@@ -50,6 +51,9 @@ class Checks:
         self._over: set[tuple[int, int]] = set()
         #: Of actors that restart: what each call has made of the state, by its place.
         self._states: dict[bytes, dict[int, bytes]] = {}
+        #: Tasks that ended well; those of them that a resumed job submitted again.
+        self._finished: set[bytes] = set()
+        self._found: set[bytes] = set()
         self.restarts = 0
         self.outcomes = 0
         self._steps = 0
@@ -74,8 +78,21 @@ class Checks:
         """A worker wrote these bytes."""
         self._large[digest] = data
 
-    def started(self, spec: TaskHeader, attempt: int, life: int) -> None:
-        """A worker begins a task."""
+    def resubmitted(self, task_id: bytes, program: Program) -> None:
+        """Something in a job that was resumed."""
+        if program.kind == TASK and task_id in self._finished:
+            self._found.add(task_id)
+
+    def started(self, spec: TaskHeader, node: NodeShell | None) -> None:
+        """A worker begins a task: none that a resumed job was to find."""
+        if spec.task_id not in self._found or node is None or node.core is None:
+            return
+        task = node.core.tasks.tasks.get(spec.task_id)
+        alive = self._cluster.database.store.alive((node.node_id, node.incarnation))
+        self.require(
+            not alive or task is None or task.rebuild,
+            f"{spec.task_id.hex()} had finished before its job was resumed, and runs again",
+        )
 
     def golden(self, oid: bytes) -> Golden | None:
         """What the object has to be."""
@@ -213,9 +230,11 @@ class Checks:
         """A result is committed: it is the golden one, and the only one."""
         self.outcomes += 1
         store = self._cluster.database.store
-        row = store.tasks[outcome.task_id]
-        if row.outcome is None:
-            return  # cancelled
+        row = store.tasks.get(outcome.task_id)
+        if row is None or row.outcome is None:
+            return  # cancelled, or taken out of the log with its job's last driver
+        if outcome.status == OK:
+            self._finished.add(outcome.task_id)
         said = (outcome.status, [returned.digest for returned in outcome.returns])
         kept = (row.outcome.status, [returned.digest for returned in row.outcome.returns])
         self.require(said == kept, f"task {outcome.task_id.hex()} has two results in the log")
@@ -240,7 +259,9 @@ class Checks:
     def _holders(self, append: Append) -> None:
         store = self._cluster.database.store
         for task_id in [s.header.task_id for s in append.batch.submitted]:
-            row = store.tasks[task_id]
+            row = store.tasks.get(task_id)
+            if row is None:
+                continue
             self.require(row.holder in store.nodes, f"task {task_id.hex()} has no holder")
 
     def executed(self, operation: Operation, result: object) -> None:

@@ -93,6 +93,9 @@ class Frame:
         self.handles: list[Handle] = []
         self.counted: CountedIds | None = None
         self.content_ids: ContentIds | None = None
+        #: ``RESUMED``, for what it submits; and what else identifies actors without their state.
+        self.resumed = 0
+        self.epoch = b""
         #: What it waits for: ("get" or "wait", handles, count), or ("credit",), ...
         self.waits: tuple[Any, ...] | None = None
         self.run: RunTask | None = None
@@ -378,7 +381,10 @@ class SimClient:
             task_id = frame.counted.next_id()
         else:
             assert frame.content_ids is not None
-            task_id = frame.content_ids.next_id(b"\0".join((args, *dep_ids, *nested_ids)))
+            identity = args
+            if program.kind == ACTOR_CREATION and not program.recoverable:
+                identity += frame.epoch
+            task_id = frame.content_ids.next_id(b"\0".join((identity, *dep_ids, *nested_ids)))
         actor_id = b""
         if program.kind == ACTOR_CREATION:
             actor_id = task_id
@@ -387,6 +393,9 @@ class SimClient:
         name = {TASK: f"f{site}", ACTOR_CREATION: f"A{site}.__init__", ACTOR_CALL: f"A.m{site}"}
         flags = RETRY_EXCEPTIONS if program.flaky else 0
         flags |= RECOVERABLE if program.recoverable else 0
+        flags |= frame.resumed
+        if frame.resumed:
+            self.cluster.checks.resubmitted(task_id, program)
         spec = TaskSpec(
             task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],
             program.kind, actor_id, dep_ids, nested_ids, program.resources, len(program.returns),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from regrow.chaos.simulation.checks import Checks
 from regrow.chaos.simulation.clients import FUNCTIONS
-from regrow.chaos.simulation.control import ControlShell, Database
+from regrow.chaos.simulation.control import ControlShells, Database
 from regrow.chaos.simulation.drivers import SimDriver
-from regrow.chaos.simulation.faults import Faults, Plan, draw
+from regrow.chaos.simulation.faults import Faults, Plan, draw, draw_more
 from regrow.chaos.simulation.mutants import Mutation
 from regrow.chaos.simulation.node import NodeShell
 from regrow.chaos.simulation.programs import Evaluation, Profile, Program, ProgramMaker
@@ -56,6 +57,8 @@ class Cluster:
         plan = draw(rng)
         if scale.faults is not None:
             plan = Plan(list(scale.faults))
+        else:
+            draw_more(plan, random.Random(f"more of {seed}"))
         self.faults = Faults(self, plan)
         count = rng.randint(2, 5)
         if rng.random() < 0.1:
@@ -85,12 +88,15 @@ class Cluster:
         self.storage: dict[str, bytes] = {}
         self.job_roots: dict[int, bytes] = {}
         self.database = Database(self)
-        self.control = ControlShell(self)
+        self.control = ControlShells(self, 2 if plan.standby else 1)
         self.operations = 0
         self._kills: dict[bytes, int] = {}
         self._cuts: dict[tuple[int, int], float] = {}
         self.nodes = [self._node(slot, count) for slot in range(count)]
-        self.drivers = [SimDriver(self, site) for site in self._driver_sites]
+        self.drivers = [
+            SimDriver(self, site, f"job{site}" if plan.named_jobs else "")
+            for site in self._driver_sites
+        ]
         self._done = 0
 
     def _draw_latencies(self) -> None:
@@ -310,11 +316,19 @@ class Cluster:
         return header_decoder.decode(run.spec).task_id
 
     def fault_gcs_crash(self) -> None:
-        self.control.crash()
-        self.world.after(self.world.rng.choice([5.0, 300.0, 2_000.0]), self.control.start)
+        shell = self.control.some()
+        shell.crash()
+        self.world.after(self.world.rng.choice([5.0, 300.0, 2_000.0]), shell.start)
+
+    def fault_gcs_pause(self) -> None:
+        shell = self.control.some()
+        shell.pause()
+        self.world.after(self.world.rng.choice([50.0, 600.0, 2_500.0]), shell.resume)
 
     def fault_session_break(self) -> None:
-        self.control.break_session(self._some_node())
+        node = self._some_node()
+        if node.session_with is not None:
+            node.session_with.break_session(node)
 
     def fault_log_break(self) -> None:
         self._some_node().log.break_off()
@@ -322,6 +336,19 @@ class Cluster:
     def fault_postgres_stop(self) -> None:
         self.database.stop()
         self.world.after(self.world.rng.choice([20.0, 500.0, 2_000.0]), self.database.start)
+
+    def fault_driver_kill(self) -> None:
+        """SIGKILL of a driver with a named job: the same program is run again, a while later."""
+        rng = self.world.rng
+        driver = rng.choice(self.drivers)
+        if not driver.job_name or driver.frame.waits == ("end",):
+            return
+        driver.kill()
+        for node in self.nodes:
+            node.driver_died(driver)
+        successor = SimDriver(self, driver.site, driver.job_name)
+        self.drivers[self.drivers.index(driver)] = successor
+        self.world.after(rng.choice([1.0, 50.0, 1_000.0]), successor.connect)
 
     def fault_driver_break(self) -> None:
         driver = self.world.rng.choice(self.drivers)

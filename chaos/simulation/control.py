@@ -6,6 +6,7 @@ it, break the connection before or after it was carried out, or be away for a wh
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, assert_never
 
 from regrow.chaos.sim_store import SimStore
@@ -90,12 +91,39 @@ class _Session:
         self.down = down
 
 
-class ControlShell:
-    """The control store's process: down, or in one of its lives."""
+class ControlShells:
+    """The control stores: one, or two of which one leads. Nodes know the one that said last that it
+    leads, and look for no other."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, count: int) -> None:
+        names = ["gcs", "standby"][:count]
+        self._rng = cluster.world.rng
+        self.shells = [ControlShell(cluster, name) for name in names]
+        self.announced = self.shells[0]
+
+    def start(self) -> None:
+        """All that are down; what is paused goes on."""
+        for shell in self.shells:
+            shell.resume()
+            shell.start()
+
+    def some(self) -> ControlShell:
+        """One of them: more often the one that leads."""
+        if len(self.shells) == 1 or self._rng.random() < 0.7:
+            return self.announced
+        return self._rng.choice(self.shells)
+
+
+class ControlShell:
+    """A control store's process: down, or in one of its lives."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster = cluster
         self.world = cluster.world
+        self.name = name
+        self.paused = False
+        self._leading = False
+        self._deferred: deque[Event] = deque()
         self.life = 0
         self.up = False
         self.core: Core | None = None
@@ -111,10 +139,10 @@ class ControlShell:
             return
         self.life += 1
         self.up = True
-        self.world.trace("gcs", "starts")
+        self.world.trace(self.name, "starts")
         config = self.cluster.config
         settings = Settings(
-            holder=f"gcs{self.life}",
+            holder=f"{self.name}{self.life}",
             lease_ttl_s=config.lease_ttl_s,
             leader_ttl_s=0.7,
             driver_grace_s=self.cluster.driver_grace_s,
@@ -128,14 +156,30 @@ class ControlShell:
         """SIGKILL: what it knew is gone; what it had asked of Postgres may still be carried out."""
         if not self.up:
             return
-        self.world.trace("gcs", "crashes")
-        self.up = False
+        self.world.trace(self.name, "crashes")
+        self.up = self.paused = self._leading = False
+        self._deferred.clear()
         self.life += 1
         self.core = None
         if self._operations is not None and self.world.rng.random() < 0.5:
             self._operations.cut()
         for conn in list(self._sessions):
             self._end(conn)
+
+    def pause(self) -> None:
+        """SIGSTOP: what comes waits; another may lead when it goes on."""
+        if self.up and not self.paused:
+            self.world.trace(self.name, "is paused")
+            self.paused = True
+
+    def resume(self) -> None:
+        if not self.paused:
+            return
+        self.world.trace(self.name, "goes on")
+        self.paused = False
+        deferred, self._deferred = self._deferred, deque()
+        for event in deferred:
+            self.handle(event)
 
     def reachable(self) -> bool:
         return self.up
@@ -149,13 +193,18 @@ class ControlShell:
             self._replies.send(self._in_life, life, event)
 
     def _in_life(self, life: int, event: Event) -> None:
-        if life == self.life:
+        if life != self.life:
+            return
+        if self.paused:
+            self._deferred.append(event)
+        else:
             self.handle(event)
 
     def _tick(self, life: int) -> None:
         if life != self.life or self.core is None:
             return
-        self.handle(gcs_events.Tick(self.world.now / 1000))
+        if not self.paused:
+            self.handle(gcs_events.Tick(self.world.now / 1000))
         delay = 50.0 if self.core.busy else 250.0
         self.world.after(delay, self._tick, life)
 
@@ -165,13 +214,17 @@ class ControlShell:
         core = self.core
         if core is None:
             return
-        self.world.trace("gcs", "<-", event)
+        self.world.trace(self.name, "<-", event)
         for effect in core.handle(event):
             self._carry(effect)
         self.cluster.checks.control_stepped(core)
+        leading = core.leads and core.members.loaded
+        if leading and not self._leading:
+            self.cluster.control.announced = self
+        self._leading = leading
 
     def _carry(self, effect: Effect) -> None:
-        self.world.trace("gcs", "->", effect)
+        self.world.trace(self.name, "->", effect)
         match effect:
             case gcs_events.Send(conn, message):
                 self._send(conn, message)
@@ -210,7 +263,7 @@ class ControlShell:
         """A node's message arrived."""
         if self.up and conn in self._sessions:
             entropy = self.world.rng.randbytes(16) if isinstance(message, OpenJob) else b""
-            self.handle(gcs_events.FromNode(conn, message, entropy))
+            self._in_life(self.life, gcs_events.FromNode(conn, message, entropy))
 
     def _send(self, conn: int, message: FromStore) -> None:
         session = self._sessions.get(conn)

@@ -12,6 +12,7 @@ from regrow.ids import CountedIds, driver_task_id
 from regrow.messages import (
     PENDING,
     PROTOCOL_VERSION,
+    RESUMED,
     Borrow,
     Bye,
     ClientMessage,
@@ -35,16 +36,29 @@ class SimDriver(SimClient):
 
     role = "driver"
 
-    def __init__(self, cluster: Cluster, site: int) -> None:
+    def __init__(self, cluster: Cluster, site: int, job_name: str = "") -> None:
         super().__init__(cluster, f"d{site}")
         self.site = site
+        self.job_name = job_name
+        #: Which driver of its job it is, where that has a name.
+        self.driver = 0
         self.frame = Frame(cluster.programs[site], b"", 0)
         self.finished = self.leaving = False
         self.welcome: Welcome | None = None
         self._connection = 0
 
     def later(self, ms: float, act: Any, *args: Any) -> None:
-        self.world.after(ms, act, *args)
+        self.world.after(ms, self._if_alive, act, args)
+
+    def _if_alive(self, act: Any, args: tuple[Any, ...]) -> None:
+        if self.alive:
+            act(*args)
+
+    def kill(self) -> None:
+        """SIGKILL. Another process runs the same program again (``Cluster.fault_driver_kill``)."""
+        self.world.trace(self.name, "is killed")
+        self.alive, self.finished = False, True
+        self.node = None
 
     # --- connecting -------------------------------------------------------------------------------
 
@@ -59,7 +73,10 @@ class SimDriver(SimClient):
         node = self.world.rng.choice(nodes)
         self.node = node
         job = self.frame.job
-        hello = Hello(PROTOCOL_VERSION, "", self.role, self.site, job, entrypoint=self.name)
+        hello = Hello(
+            PROTOCOL_VERSION, "", self.role, self.site, job, entrypoint=self.name,
+            job_name=self.job_name, driver=self.driver,
+        )  # fmt: skip
         self.welcome = None
         self._connection += 1
         self.world.after(5_000, self._no_welcome, self._connection)
@@ -93,10 +110,17 @@ class SimDriver(SimClient):
         self.welcome = message
         frame = self.frame
         if not frame.job:
+            self.driver = message.driver
             frame.job = message.job
             frame.task_id = driver_task_id(message.job_root)
-            frame.counted = CountedIds(message.job_root)
             self.cluster.job_roots[message.job] = message.job_root
+            if self.job_name:
+                frame.content_ids = self.cluster.content_ids(message.job, frame.task_id)
+            else:
+                frame.counted = CountedIds(message.job_root)
+            if message.driver > 1:
+                frame.resumed = RESUMED
+                frame.epoch = b"\0driver %d" % message.driver
             self.begin(frame, [], [], False)
             return
         self.cluster.checks.require(message.job == frame.job, "a driver was given another job")

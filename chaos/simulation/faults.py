@@ -20,12 +20,15 @@ KINDS: Final = (
     "session_break", "log_break", "lost_answers", "postgres_stop", "driver_break", "spill_fails",
     "worker_fails_to_start", "slow_commits",
 )  # fmt: skip
+#: Of seeds in which drivers have named jobs, and in which the control store has a standby.
+JOB_KINDS: Final = ("driver_kill",)
+STANDBY_KINDS: Final = ("gcs_pause", "gcs_crash")
 
 #: Mean time between two faults of a kind, milliseconds.
 INTERVALS: Final = {
     "cut_links": 80.0, "node_crash": 120.0, "node_pause": 150.0, "worker_crash": 15.0,
     "gcs_crash": 150.0, "session_break": 50.0, "log_break": 40.0, "postgres_stop": 200.0,
-    "driver_break": 100.0,
+    "driver_break": 100.0, "driver_kill": 150.0, "gcs_pause": 200.0,
 }  # fmt: skip
 
 
@@ -35,6 +38,10 @@ class Plan(Struct):
     enabled: list[str]
     #: How many of each kind at most.
     most: int = 6
+    #: The drivers' jobs have names, and are resumed after their drivers were killed.
+    named_jobs: bool = False
+    #: There are two control stores, one of which leads.
+    standby: bool = False
 
 
 def draw(rng: random.Random) -> Plan:
@@ -43,6 +50,17 @@ def draw(rng: random.Random) -> Plan:
         return Plan([])
     share = rng.choice([0.1, 0.25, 0.5, 0.8])
     return Plan([kind for kind in KINDS if rng.random() < share])
+
+
+def draw_more(plan: Plan, rng: random.Random) -> None:
+    """What is drawn apart, so that the other choices of a seed do not depend on it."""
+    if rng.random() < 0.35:
+        plan.named_jobs = True
+        plan.enabled += [kind for kind in JOB_KINDS if rng.random() < 0.0]
+    if rng.random() < 0.3:
+        plan.standby = True
+        more = [kind for kind in STANDBY_KINDS if rng.random() < 0.7]
+        plan.enabled += [kind for kind in more if kind not in plan.enabled]
 
 
 class Faults:
@@ -64,7 +82,8 @@ class Faults:
         return bool(
             {"node_crash", "node_pause", "worker_crash", "postgres_stop", "session_break",
              "gcs_crash", "spill_fails", "log_break", "slow_commits", "lost_answers",
-             "worker_fails_to_start", "driver_break"} & set(self.plan.enabled)
+             "worker_fails_to_start", "driver_break", "driver_kill", "gcs_pause"}
+            & set(self.plan.enabled)
         )  # fmt: skip
 
     def start(self) -> None:

@@ -43,6 +43,7 @@ from regrow.scheduler.events import Effect, Event
 
 if TYPE_CHECKING:
     from regrow.chaos.simulation.cluster import Cluster
+    from regrow.chaos.simulation.control import ControlShell
 
 
 class NodeShell:
@@ -78,7 +79,12 @@ class NodeShell:
         self._client_number = 0
         self._outbox: deque[ToStore] = deque()
         self.session = 0
+        #: The control store at the other end of the session.
+        self.session_with: ControlShell | None = None
         self._session_up: Pipe | None = None
+        #: Drivers whose processes are watched since their connections broke.
+        self._watched: dict[int, SimDriver] = {}
+        self._gone: dict[int, SimDriver] = {}
 
     @property
     def name(self) -> str:
@@ -116,9 +122,9 @@ class NodeShell:
             else:
                 client.alive = False
         self.peers.end()
-        if self.session:
-            self.cluster.control.hang_up(self.session)
-            self.session = 0
+        if self.session_with is not None:
+            self.session_with.hang_up(self.session)
+            self.session, self.session_with = 0, None
         if self._session_up is not None and self.world.rng.random() < 0.5:
             self._session_up.cut()
         self.log.lose()
@@ -198,8 +204,8 @@ class NodeShell:
                 self._close_client(client)
             case events.StartWorker(number, _):
                 self.schedule(self.life, cluster.start_ms(), self._fork, number)
-            case events.WatchDriver():
-                pass  # simulated drivers come back
+            case events.WatchDriver(client):
+                self._watch(client)
             case events.DeleteStored(object_id):
                 cluster.storage.pop(f"storage/{object_id.hex()}", None)
             case events.KillWorker(number):
@@ -238,11 +244,11 @@ class NodeShell:
     # --- the control store ------------------------------------------------------------------------
 
     def _open_session(self) -> None:
-        control = self.cluster.control
+        control = self.cluster.control.announced
         if self.session or not control.reachable():
             self.schedule(self.life, 100.0, self._open_session)
             return
-        self.session = control.connect(self)
+        self.session, self.session_with = control.connect(self), control
         self._session_up = Pipe(self.world, self.cluster.latency)
         registers = self._view() if self.core is None else self._view(self.incarnation)
         self._session_up.send(control.said, self.session, Register(PROTOCOL_VERSION, "", registers))
@@ -258,8 +264,8 @@ class NodeShell:
         )  # fmt: skip
 
     def _to_store(self, message: ToStore) -> None:
-        if self.session and self._session_up is not None:
-            self._session_up.send(self.cluster.control.said, self.session, message)
+        if self.session_with is not None and self._session_up is not None:
+            self._session_up.send(self.session_with.said, self.session, message)
         elif not isinstance(message, NodeStatus | ObjectsHere):
             self._outbox.append(message)
 
@@ -281,7 +287,7 @@ class NodeShell:
         """The stream broke."""
         if session != self.session:
             return
-        self.session = 0
+        self.session, self.session_with = 0, None
         if self._session_up is not None:
             self._session_up.cut()
         self.handle(events.StoreLost())
@@ -369,9 +375,13 @@ class NodeShell:
         client.up.send(self.run, self.life, self._client_gone, client.number)
 
     def _client_gone(self, number: int) -> None:
-        if self.clients.pop(number, None) is not None:
-            del self._down[number]
-            self.handle(events.ClientGone(number))
+        client = self.clients.pop(number, None)
+        if client is None:
+            return
+        del self._down[number]
+        if isinstance(client, SimDriver):
+            self._gone[number] = client
+        self.handle(events.ClientGone(number))
 
     def _close_client(self, number: int) -> None:
         client = self.clients.get(number)
@@ -383,6 +393,30 @@ class NodeShell:
             assert isinstance(client, SimDriver)
             self._down[number].send(self._lost_node, client, number)
             self.client_leaves(client)
+
+    def _watch(self, number: int) -> None:
+        """A driver's connection broke: that it comes back is hoped for until its process ends."""
+        driver = self._gone.get(number)
+        assert driver is not None
+        if driver.alive:
+            self._watched[number] = driver
+        else:
+            self.schedule(self.life, self.cluster.local_ms(), self._driver_exited, number)
+
+    def _driver_exited(self, number: int) -> None:
+        self.handle(events.DriverExited(number))
+
+    def driver_died(self, driver: SimDriver) -> None:
+        """Its process ended."""
+        for number, client in list(self.clients.items()):
+            if client is driver:
+                self._down[number].cut()
+                if self.world.rng.random() < 0.5 and driver.up is not None:
+                    driver.up.cut()
+                self.schedule(self.life, self.cluster.local_ms(), self._client_gone, number)
+        for number, watched in self._watched.items():
+            if watched is driver:
+                self.schedule(self.life, self.cluster.local_ms(), self._driver_exited, number)
 
     def break_client(self, driver: SimDriver) -> None:
         """A driver's connection breaks, or its node does not answer."""

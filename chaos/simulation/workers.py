@@ -13,6 +13,7 @@ from regrow.messages import (
     ACTOR_CREATION,
     OK,
     PROTOCOL_VERSION,
+    RESUMED,
     Blocked,
     Checkpoint,
     Create,
@@ -104,7 +105,8 @@ class SimWorker(SimClient):
         frame = self.frame = Frame(program, spec.task_id, spec.job)
         frame.run = run
         frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
-        self.cluster.checks.started(spec, run.attempt, self.life)
+        frame.resumed = spec.flags & RESUMED
+        self.cluster.checks.started(spec, self.node)
         if spec.kind == ACTOR_CALL:
             self._check_order(spec, program)
         if run.restore:

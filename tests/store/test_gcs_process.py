@@ -85,6 +85,21 @@ def test_a_killed_one_is_followed_on_the_same_port(home: Path, database_url: str
     assert second.end() == 0
 
 
+def test_one_that_leads_again_after_another_says_so_again(home: Path, database_url: str) -> None:
+    """Nodes look for the control store in ``gcs.json``, where the other one left its address."""
+    process = Process(home, REGROW_POSTGRES=database_url)
+    mine = process.ready()
+    with psycopg.connect(database_url, autocommit=True) as sql:
+        sql.execute(
+            "UPDATE regrow.cluster SET holder = 'another', epoch = epoch + 1, "
+            "expires_at = regrow.now() + interval '3 seconds'"
+        )
+        (home / "gcs.json").write_text(json.dumps({**mine, "pid": 1, "address": "127.0.0.1:1"}))
+    assert process.ready() == mine
+    assert process.end() == 0
+    assert not (home / "gcs.json").exists()
+
+
 def test_the_embedded_server_ends_with_an_ephemeral_one_only(home: Path) -> None:
     process = Process(home)
     process.ready()

@@ -197,10 +197,12 @@ async def control_store(postgres: PostgresWorld, **changes: object) -> AsyncIter
     given: dict[str, Any] = {"lease_ttl_s": 2.0, **changes}
     settings = Settings(holder=f"test-{id(changes)}", storage="file:///nowhere", **given)
     world = World(postgres, settings)
+    leading = asyncio.Event()
+    world.service.on_leading = leading.set
     world.address = await world.service.start("127.0.0.1", 0)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            await world.service.wait_leading()
+            await leading.wait()
         yield world
     finally:
         for node in world.nodes:

@@ -562,6 +562,8 @@ def test_a_run_of_a_named_job_is_resumed_until_it_ends_well(cluster: Cluster) ->
     cluster.do(ops.EndJob(cluster.epoch, first.job, "failed"))
     again = resume(cluster, b"root 2..........")
     assert (again.job, again.job_root, again.driver) == (first.job, first.job_root, 2)
+    assert resume(cluster, b"root 2..........") == again, "its answer may have been lost"
+    assert resume(cluster, b"root 5..........").job == 0, "it is another's now"
     row = ops.JobRow(True, first.job_root, True, "nightly", 2)
     assert cluster.do(ops.ReadJob(first.job)) == row
     cluster.do(ops.EndJob(cluster.epoch, first.job, "finished"))

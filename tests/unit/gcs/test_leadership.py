@@ -195,3 +195,20 @@ def test_a_late_answer_of_an_earlier_leadership_is_dropped() -> None:
     bench.handle(StoreReplied(late.number, ops.NodeRegistered(9, 9, 0)))
     bench.handle(StoreReplied(late.number, StoreFailed("late")))
     assert 9 not in bench.core.members.nodes
+
+
+def test_nodes_that_wait_while_another_goes_on_leading_are_sent_to_look_for_it() -> None:
+    store = FakeStore()
+    store.leader = "another"
+    bench = Bench(store, leading=False)
+    bench.tick()
+    conn = bench.join()
+    bench.tick(1.5)
+    assert bench.closed == [], "it may be our own last process, whose lease runs out"
+    bench.tick(1.0)
+    assert bench.closed == [conn]
+    store.leader = ""
+    bench.tick(1.0)
+    later = bench.join()
+    assert bench.last(later, Registered).node_id == 1
+    assert bench.closed == [conn]
