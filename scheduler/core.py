@@ -173,6 +173,8 @@ class Core:
         self._driver_of_job: dict[int, int] = {}
         #: Where a job's driver was last heard of, for the output of its workers.
         self._node_of_job: dict[int, int] = {}
+        #: Jobs whose drivers are no more and of whose ends nothing was heard yet.
+        self._closing: dict[int, CloseJob] = {}
         self._functions_at: dict[int, set[bytes]] = {}
         self._room: dict[int, Resources] = {}
         self._values: dict[int, list[Value]] = {}
@@ -667,7 +669,9 @@ class Core:
         self.tasks.ask_functions_again()
         self.actors.find_again()
         self.questions.ask_again()
-        driven: set[int] = set()
+        for closed in self._closing.values():
+            self.send_store_held(closed)
+        driven = set(self._closing)
         for driver in self.drivers.values():
             if not driver.gone and not driver.said_bye:
                 driven.add(driver.job)
@@ -747,7 +751,7 @@ class Core:
         driver = self.drivers.get(client)
         if driver is not None:
             driver.said_bye = True
-            self.send_store_held(CloseJob(driver.job, message.failed, driver=driver.number))
+            self._close_job(driver, message.failed)
         worker = self.pool.by_client.get(client)
         if worker is not None and worker.actor is not None and message.reason:
             self.actors.left(worker.actor, message.reason)
@@ -783,7 +787,12 @@ class Core:
         driver = self.drivers.get(client)
         if driver is not None and driver.gone:
             # No grace: nobody is left who could come back, and its tasks hold what others wait for.
-            self.send_store_held(CloseJob(driver.job, failed=True, driver=driver.number))
+            self._close_job(driver, True)
+
+    def _close_job(self, driver: Driver, failed: bool) -> None:
+        """Its driver is no more: the control store is told until it has ended the job."""
+        closed = self._closing[driver.job] = CloseJob(driver.job, failed, driver=driver.number)
+        self.send_store_held(closed)
 
     def _forget_driver(self, driver: Driver) -> None:
         self.drivers.pop(driver.client, None)
@@ -799,6 +808,7 @@ class Core:
                 self.emit(events.CloseClient(driver.client))
             self._forget_driver(driver)
         self._node_of_job.pop(job, None)
+        self._closing.pop(job, None)
 
     def _output(self, client: int, output: Output) -> None:
         worker = self.pool.by_client.get(client)

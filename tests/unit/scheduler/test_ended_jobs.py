@@ -10,14 +10,17 @@ from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
     Borrow,
+    Bye,
+    CloseJob,
     JobClosed,
     Put,
     PutValue,
+    Registered,
     TaskSpec,
 )
 from regrow.objectstore.layout import digest
 from regrow.scheduler import events
-from tests.unit.scheduler.harness import DRIVER, Harness
+from tests.unit.scheduler.harness import DRIVER, Harness, view
 
 
 def a_put(harness: Harness) -> bytes:
@@ -72,3 +75,29 @@ def test_a_call_of_an_ended_job_takes_no_turn_at_an_actor_of_another() -> None:
     assert harness.core.objects.entries[put].pins == 0
     harness.finish(worker, creation)
     assert harness.core.objects.entries[put].pins == 0
+
+
+def closings(harness: Harness) -> list[CloseJob]:
+    told = [effect.message for effect in harness.of(events.ToControlStore)]
+    return [message for message in told if isinstance(message, CloseJob)]
+
+
+def comes_back(harness: Harness) -> None:
+    """Another control store leads, which knows what it is told."""
+    harness.say(events.StoreLost())
+    harness.say(events.StoreSaid(Registered(1, 1, 2, [view(1)], "")))
+
+
+def test_a_clean_end_is_said_until_the_job_has_ended() -> None:
+    harness = Harness()
+    harness.driver()
+    harness.client(DRIVER, Bye())
+    harness.say(events.ClientGone(DRIVER))
+    harness.commit()
+    end = CloseJob(1, failed=False)
+    assert closings(harness) == [end]
+    comes_back(harness)
+    assert closings(harness) == [end, end]
+    harness.say(events.StoreSaid(JobClosed(1)))
+    comes_back(harness)
+    assert closings(harness) == [end, end]
