@@ -151,8 +151,12 @@ class SimStore(SimReads):
             if target is None:
                 if not heirs:
                     continue
-                target = heirs[turn % len(heirs)]
-                turn += 1
+                place = turn
+                if row.header.kind == ACTOR_CALL:  # a caller's calls stay together
+                    place = int.from_bytes(row.header.actor_id[14:], "big")
+                else:
+                    turn += 1
+                target = heirs[place % len(heirs)]
             attempt = row.attempt + attempts
             given = replace(row, holder=target, attempt=attempt, given=self._stamp)
             self.put_task(task_id, given)
@@ -203,8 +207,9 @@ class SimStore(SimReads):
         key = (op.node_id, op.incarnation)
         rows = [
             row
-            for _, row in sorted(self.unfinished.items())
-            if row.holder == key and (row.given or row.submitter != op.node_id)
+            for task_id, row in sorted(self.unfinished.items())
+            if row.holder == key
+            and (row.given or row.submitter != op.node_id or task_id in op.asked)
         ]
         restarting = self._restarting(lambda actor: actor.node == key)
         return ops.GivenRows([self.held(row) for row in rows], self.functions_of(rows), restarting)

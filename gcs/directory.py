@@ -13,6 +13,7 @@ from typing import Final
 from regrow.gcs.core_context import Context, Continuation, Reply, failed_value
 from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import ObjectRow, ObjectRows, ReadObjects
+from regrow.ids import producer
 from regrow.messages import (
     OK,
     PENDING,
@@ -87,7 +88,9 @@ class Directory:
         self.lost: Callable[[ObjectRow, int], None]
         self.lost_all: Callable[[], None]
         self.sweep: Callable[[], None]
-        self.remind: Callable[[Node], None]
+        self.remind: Callable[[Node, list[bytes]], None]
+        #: Tasks of which nodes do not know that they hold them.
+        self._reminded: dict[tuple[int, int], list[bytes]] = {}
         context.on(_Reading, self._rows_read)
 
     # reports
@@ -213,7 +216,7 @@ class Directory:
         holder = self._members.nodes.get(row.holder)
         if holder is not None and holder.key in ask.waiters:
             # It was handed over by a node that died before it could say so; or has ended just now.
-            self.remind(holder)
+            self._reminded.setdefault(holder.key, []).append(producer(row.object_id))
             self.later(row.object_id)
         elif holder is not None:
             self.made_by(row.object_id, row.holder)
@@ -333,6 +336,10 @@ class Directory:
             if maker in nodes and asker in nodes:
                 self._context.send(nodes[maker].conn, WatchFor(object_ids, asker))
                 self._recent[0].setdefault((maker, asker), []).extend(object_ids)
+        for (holder, incarnation), tasks in self._reminded.items():
+            if self._members.is_alive(holder, incarnation):
+                self.remind(nodes[holder], tasks)
+        self._reminded.clear()
         self._answers.clear()
         self._watches.clear()
 

@@ -8,7 +8,7 @@ actors and jobs their own parts decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from regrow.gcs.core_context import Context, Continuation, Reply
@@ -27,7 +27,17 @@ from regrow.gcs.operations import (
     RestartingActor,
     Sweep,
 )
-from regrow.messages import Fenced, FunctionDef, HeldTask, NodeDied, Reassigned, Suspect
+from regrow.messages import (
+    ACTOR_CALL,
+    Fenced,
+    FunctionDef,
+    HeldTask,
+    NodeDied,
+    Reassigned,
+    Suspect,
+    header_decoder,
+    spec_decoder,
+)
 
 #: Leases are read this often where one may run out soon, else half as often.
 LEASE_CHECK_S: Final = 0.5
@@ -221,21 +231,23 @@ class Fencing:
         self._members.retry_held()
 
     def hand_out(self, reassigned: dict[int, list[HeldTask]], functions: list[FunctionDef]) -> None:
-        """Tells nodes which tasks are theirs now."""
-        for node_id, tasks in reassigned.items():
+        """Tells nodes which tasks are theirs now: the calls of actors in their callers' order."""
+        for node_id, given in reassigned.items():
             node = self._members.nodes.get(node_id)
             if node is None:
                 continue
+            tasks = sorted(given, key=_order)
             for start in range(0, len(tasks), TASKS_PER_MESSAGE):
                 part = tasks[start : start + TASKS_PER_MESSAGE]
                 self._context.send(node.conn, Reassigned(part, [] if start else functions))
 
-    def resumed(self, node: Node) -> None:
-        """The message that told it of tasks it holds may have been lost."""
+    def resumed(self, node: Node, asked: Sequence[bytes] = ()) -> None:
+        """The message that told it of tasks it holds may have been lost; it asked for the objects
+        that some of them make."""
         if node.key in self._reminding:
             return
         self._reminding[node.key] = None
-        self._context.execute(ReadGiven(*node.key), _Resuming(*node.key))
+        self._context.execute(ReadGiven(*node.key, list(asked)), _Resuming(*node.key))
 
     def _given_read(self, then: _Resuming, reply: Reply) -> None:
         given: GivenRows = reply.result
@@ -275,3 +287,11 @@ class Fencing:
     def check(self) -> None:
         """Raises AssertionError if an invariant is broken."""
         assert self._sweeping or not self._sweep_again
+
+
+def _order(held: HeldTask) -> int:
+    """Where a task comes among those given to a node. Ids do not tell in which order a caller made
+    its calls."""
+    if header_decoder.decode(held.spec).kind != ACTOR_CALL:
+        return 0
+    return spec_decoder.decode(held.spec).order

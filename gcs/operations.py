@@ -276,6 +276,8 @@ class ReadGiven(_Value, frozen=True):
 
     node_id: int
     incarnation: int
+    #: Those that it asked for; of them also what an earlier incarnation of it submitted.
+    asked: list[bytes] = []
 
 
 class GivenRows(_Value, frozen=True):

@@ -39,7 +39,8 @@ _DIED = """
 SELECT died_at FROM regrow.nodes
 WHERE node_id = :node_id AND incarnation = :incarnation AND NOT alive
 """
-#: An heir is used if it is alive; the submitter's node in its present incarnation.
+#: An heir is used if it is alive; the submitter's node in its present incarnation. All calls of an
+#: actor go to one heir, so that those of a caller stay in its order.
 _REASSIGN = """
 WITH living AS (
     SELECT node_id, max(incarnation) AS incarnation FROM regrow.nodes WHERE alive GROUP BY node_id
@@ -49,8 +50,10 @@ WITH living AS (
         WITH ORDINALITY AS h (node_id, incarnation, place)
     JOIN regrow.nodes n USING (node_id, incarnation) WHERE n.alive
 ), orphans AS (
-    SELECT t.part, t.task_id, l.node_id, l.incarnation,
-        row_number() OVER (PARTITION BY l.node_id IS NULL ORDER BY t.task_id) - 1 AS place
+    SELECT t.part, t.task_id, l.node_id, l.incarnation, CASE WHEN t.kind = 2
+        THEN get_byte(t.actor_id, 14) * 256 + get_byte(t.actor_id, 15)
+        ELSE row_number() OVER (
+            PARTITION BY l.node_id IS NULL, t.kind = 2 ORDER BY t.task_id) - 1 END AS place
     FROM regrow.task_log t LEFT JOIN living l ON l.node_id = t.submitter
     WHERE t.status = 0 AND t.part = ANY (CAST(:parts AS int[])) AND NOT EXISTS (
         SELECT FROM regrow.nodes n
@@ -97,7 +100,8 @@ ORDER BY task_id
 _GIVEN_TO = """
 SELECT task_id, holder, function_id, spec, attempt, submitter FROM regrow.task_log
 WHERE status = 0 AND part = ANY (CAST(:parts AS int[]))
-    AND (given_at IS NOT NULL OR submitter <> :node_id)
+    AND (given_at IS NOT NULL OR submitter <> :node_id
+        OR task_id = ANY (CAST(:asked AS bytea[])))
     AND holder = :node_id AND holder_incarnation = :incarnation
 ORDER BY task_id
 """
@@ -200,8 +204,8 @@ def _restarting(
 
 
 def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
-    node = {"node_id": op.node_id, "incarnation": op.incarnation}
-    rows = run(connection, _GIVEN_TO, parts=running_parts(connection), **node)
+    parts, node = running_parts(connection), {"node_id": op.node_id, "incarnation": op.incarnation}
+    rows = run(connection, _GIVEN_TO, parts=parts, asked=op.asked, **node)
     restarting = _restarting(connection, None, (op.node_id, op.incarnation))
     tasks = [held_task(row) for row in rows]
     return GivenRows(tasks, functions_of(connection, rows), restarting)

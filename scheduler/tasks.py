@@ -339,8 +339,9 @@ class TaskTable:
             return  # whoever told of it read the log before it said so
         task = self.tasks.get(task_id)
         if task is not None:
-            if rebuild or task.state != REMOTE:
+            if task.rebuild or task.state != REMOTE:
                 return  # it runs here already
+            # It is to run again: its node is dead, or ended it and took the result along.
             task.worker = None
             task.node = 0
             task.missing = 0

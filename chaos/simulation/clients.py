@@ -399,7 +399,7 @@ class SimClient:
         spec = TaskSpec(
             task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],
             program.kind, actor_id, dep_ids, nested_ids, program.resources, len(program.returns),
-            program.max_retries, flags, program.strategy, args,
+            program.max_retries, flags, program.strategy, args, order=program.order,
         )  # fmt: skip
         self.cluster.checks.submitted(task_id, site)
         goldens = self.cluster.golden.values[site]

@@ -60,7 +60,6 @@ class SimWorker(SimClient):
         self.state = b""
         self._checkpoint_every = 0
         self._calls = 0
-        self._resent = False
         self._saved: Handle | None = None
 
     def later(self, ms: float, act: Any, *args: Any) -> None:
@@ -148,13 +147,7 @@ class SimWorker(SimClient):
         self.ended(frame, Result(OK, [(SMALL, golden.hash, [])]))
 
     def _check_order(self, spec: TaskHeader, program: Program) -> None:
-        """A caller's calls come in its order; those that its node had when it died, and that others
-        were given, come as they can (docs/recovery.md)."""
-        assert self.frame is not None
-        assert self.frame.run is not None
-        if program.recoverable and (self.frame.run.attempt > 1 or self._resent):
-            self._resent = True
-            return
+        """A caller's calls come in its order, whatever has died meanwhile."""
         last = self._orders.get(spec.parent_id, 0)
         self.cluster.checks.require(
             program.order > last, f"{self.name}: call {program.order} of a caller after {last}"

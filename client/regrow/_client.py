@@ -170,7 +170,7 @@ class Client:
             task_id, parent.task_id, parent.job, definition.function_id, call.name, call.kind,
             call.actor_id or (task_id if call.kind else b""), packed.deps, packed.nested,
             call.resources, call.num_returns, call.max_retries, flags, call.strategy, packed.data,
-            call.method, options,
+            call.method, options, next(parent.calls) if call.kind == ACTOR_CALL else 0,
         )  # fmt: skip
         make = self.refs.own if parent.counted_ids is None else self.refs.fresh
         refs = [make(object_id(task_id, index)) for index in range(call.num_returns)]

@@ -23,9 +23,9 @@ class Task:
     """The driver, or a task or actor call that is running here."""
 
     __slots__ = (
-        "actor_id", "attempt", "content_ids", "counted_ids", "function_id", "has_namespace", "job",
-        "keys", "name",
-        "namespace", "resources", "resumed", "steps", "task_id",
+        "actor_id", "attempt", "calls", "content_ids", "counted_ids", "function_id",
+        "has_namespace", "job", "keys", "name", "namespace", "resources", "resumed",
+        "steps", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,8 @@ class Task:
         self.content_ids = ContentIds(job_root, task_id)
         #: What was submitted under each ``options(key=...)``.
         self.keys: dict[bytes, bytes] = {}
+        #: The place of its next call of an actor among all of them.
+        self.calls = itertools.count(1)
         self.actor_id = actor_id
         self.attempt = attempt
         self.resources = resources

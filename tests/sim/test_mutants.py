@@ -18,7 +18,7 @@ EXPECTED = {
     "batch-applied-twice": ("was applied twice", 50),
     "id-reused": ("is of call", 1000),
     "calls-not-replayed": ("found another state than the calls before it made", 100),
-    "calls-replayed-in-another-order": ("replay_difference", 100),
+    "calls-replayed-in-another-order": ("of a caller after", 100),
     "checkpoint-ahead": ("follows none", 300),
 }
 

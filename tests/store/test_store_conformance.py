@@ -441,6 +441,25 @@ def test_tasks_of_a_submitter_that_is_dead_too_go_to_the_heirs_in_turn(cluster: 
     }
 
 
+def test_the_calls_of_an_actor_go_to_one_heir(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    heirs = [cluster.register(), cluster.register(), cluster.register()]
+    actors = [bytes(15) + bytes([number]) for number in range(7, 10)]
+    tasks = [
+        cluster.task(one, kind=ACTOR_CALL, actor_id=actor) for actor in actors for _ in range(5)
+    ]
+    cluster.log(one, Batch(submitted=[*tasks, cluster.task(one)]))
+    fenced = cluster.do(ops.Fence(cluster.epoch, *one, "why", heirs))
+    given = {
+        task.task_id: node
+        for node, held in fenced.reassigned.items()
+        for task in (header_decoder.decode(each.spec) for each in held)
+    }
+    homes = [{given[task.header.task_id] for task in tasks[n : n + 5]} for n in (0, 5, 10)]
+    assert homes == [{heirs[1][0]}, {heirs[2][0]}, {heirs[0][0]}]
+    assert len(given) == 16
+
+
 def test_a_submitter_that_came_back_is_an_heir_in_its_new_life(cluster: Cluster) -> None:
     one, two = cluster.nodes
     task = cluster.task(two, submitter=one[0])
@@ -516,6 +535,9 @@ def test_what_others_gave_a_node_is_read_again_until_it_goes_on_or_ends(cluster:
     cluster.log(one, Batch(holders=[moved], outcomes=[small(task_id=ids[1])]))
     left = task_ids(cluster.do(ops.ReadGiven(*one)).tasks)
     assert left == sorted([handed.header.task_id, ids[2]])
+    # What an earlier incarnation of it submitted, and another gave back, it may have to be told.
+    asked = cluster.do(ops.ReadGiven(*one, [own.header.task_id, ids[0]])).tasks
+    assert task_ids(asked) == sorted([*left, own.header.task_id])
     assert task_ids(cluster.do(ops.ReadGiven(*third)).tasks) == [ids[0]]
 
 

@@ -85,6 +85,8 @@ class TaskSpec(TaskHeader, frozen=True):
     method: str = ""
     #: Packed dict of what only the worker needs (``retry_exceptions`` types, actor's options, ...).
     options: bytes = b""
+    #: Of an actor's call: its place among the submissions of its caller, from 1.
+    order: int = 0
 
 
 class Value(WirePart, frozen=True):

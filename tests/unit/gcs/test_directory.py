@@ -86,6 +86,8 @@ def test_a_holder_that_asks_for_what_it_should_make_is_told_of_its_task_again() 
     bench.store.given = {1: [held(tid(1))]}
     bench.say(one, Locate([wanted]))
     assert len(bench.last(one, Reassigned).tasks) == 1
+    (read,) = [op for op in bench.executed if isinstance(op, ops.ReadGiven)]
+    assert read.asked == [tid(1)]
     assert answers(bench, one) == []
     value = Value(wanted, OK, 1, b"x")
     bench.store.objects[wanted] = ops.ObjectRow(wanted, True, OK, value=value)

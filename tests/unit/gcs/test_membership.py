@@ -9,6 +9,7 @@ from regrow.gcs.core_events import ProbeResult
 from regrow.messages import (
     PROTOCOL_VERSION,
     Fenced,
+    HeldTask,
     Leave,
     Locate,
     Locations,
@@ -21,8 +22,9 @@ from regrow.messages import (
     Registered,
     RegisterRefused,
     Suspect,
+    header_decoder,
 )
-from tests.unit.gcs.harness import LARGE, Bench, held, oid, tid, view
+from tests.unit.gcs.harness import LARGE, Bench, call, held, oid, tid, view
 
 
 def test_a_node_that_joins_is_told_of_all_and_all_are_told_of_it() -> None:
@@ -242,6 +244,19 @@ def test_many_reassigned_tasks_are_told_in_several_messages() -> None:
     bench.store.reassigned = {1: [held(tid(n)) for n in range(1200)]}
     bench.kill(two)
     assert [len(message.tasks) for message in bench.of(one, Reassigned)] == [500, 500, 200]
+
+
+def test_reassigned_calls_are_told_in_the_order_of_their_caller() -> None:
+    """Their ids are hashes; a node with them has nothing else to tell which comes first."""
+    bench = Bench()
+    one = bench.join()
+    two = bench.join()
+    orders = {tid(1): 3, tid(2): 1, tid(4): 2}
+    calls = [HeldTask(msgspec.Raw(call(task_id, order)), 2, 1) for task_id, order in orders.items()]
+    bench.store.reassigned = {1: [*calls, held(tid(3))]}
+    bench.kill(two)
+    told = [header_decoder.decode(task.spec).task_id for task in bench.last(one, Reassigned).tasks]
+    assert told == [tid(3), tid(2), tid(4), tid(1)]
 
 
 def test_a_node_without_a_session_is_listed_with_nothing_free_until_it_resumes() -> None:

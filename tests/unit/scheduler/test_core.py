@@ -30,6 +30,7 @@ from regrow.messages import (
     PutValue,
     Read,
     Reassigned,
+    Rebuild,
     Release,
     Return,
     Run,
@@ -144,6 +145,22 @@ def test_a_task_is_handed_over_after_the_log_names_its_new_holder() -> None:
     (sent,) = node.of(events.ToPeer)
     assert sent.node_id == 2
     assert isinstance(sent.message, HandOver)
+
+
+def test_a_task_that_ended_elsewhere_and_is_lost_is_made_again_here() -> None:
+    """Its result is in the log and its node gone, with the bytes and with the news."""
+    node, worker = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2)])))
+    spec = node.spec(strategy="node:2:soft")
+    node.submit(spec)
+    node.commit_all()
+    assert any(isinstance(sent.message, HandOver) for sent in node.of(events.ToPeer))
+    node.say(events.StoreSaid(NodeDied(2, 1, "gone")))
+    lost = HeldTask(Raw(encode(spec)), 1, 1, [digest(b"x")], OK)
+    node.say(events.StoreSaid(Rebuild([lost])))
+    assert runs(node, worker, spec) == 1
+    node.say(events.StoreSaid(Rebuild([lost])))
+    assert runs(node, worker, spec) == 1, "it is being made"
 
 
 def test_a_task_is_not_handed_to_the_next_incarnation() -> None:
