@@ -830,7 +830,9 @@ class TaskTable:
         for index in range(max(1, header.num_returns)):
             oid = object_id(task_id, index)
             entry = entries.get(oid)
-            if entry is None:
+            if entry is None:  # it runs again for an actor, and nobody wants the result
+                if index < len(returns) and returns[index].data is None:
+                    core.transport.discard((oid, task.attempt))
                 continue
             if status == OK and index < len(returns):
                 r = returns[index]

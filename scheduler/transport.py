@@ -167,6 +167,11 @@ class Transport:
         entry.key = key
         self._report_added(entry.object_id, size)
 
+    def discard(self, key: ObjectKey) -> None:
+        """A task of this node made a large result that nobody wants."""
+        self._digests.pop(key, None)
+        self._carry(self.store.free(key))
+
     # --- reading ----------------------------------------------------------------------------------
 
     def answer_readers(self, entry: Entry) -> None:
