@@ -49,6 +49,11 @@ class _Opener(Struct):
     #: Of a new run.
     root: bytes
 
+    @property
+    def who(self) -> tuple[tuple[int, int], int]:
+        """The node, and its number for the client."""
+        return self.asker, self.message.number
+
 
 class _Job(Struct):
     root: bytes
@@ -64,6 +69,9 @@ class _Job(Struct):
     #: Who goes on with it once it has ended; not before ``claim_until``.
     next: _Opener | None = None
     claim_until: float = 0.0
+    #: Who opened it, and what that was answered: a node whose session broke asks again.
+    opened_for: tuple[tuple[int, int], int] = ((0, 0), 0)
+    answer: JobOpened | None = None
 
 
 class _Loading(Continuation):
@@ -107,7 +115,7 @@ class Jobs:
         self._stop_at: float | None = None
         #: Openers that came before the jobs were read, and names that are being opened.
         self._early: list[_Opener] = []
-        self._names: set[str] = set()
+        self._names: dict[str, tuple[tuple[int, int], int]] = {}
         #: When it is looked next which jobs without a driver have ended.
         self._look_at = 0.0
         self.closed: Callable[[int], None]
@@ -210,6 +218,7 @@ class Jobs:
         node = self._members.nodes.get(asker[0]) if self._members.is_alive(*asker) else None
         here = node is not None and node.conn
         entry = _Job(opened.job_root, asker[0], None, False, name, opened.driver, detached)
+        entry.opened_for, entry.answer = (asker, opened.number), opened
         if not here:  # nobody to tell: the driver asks again elsewhere
             self._lose(entry)
         self._add(opened.job, entry)
@@ -221,6 +230,8 @@ class Jobs:
     def _open_named(self, opener: _Opener) -> None:
         name = opener.message.name
         found = [item for item in self._jobs.items() if item[1].name == name]
+        if self._asked_again(opener, found[0][1] if found else None):
+            return
         if not self._loaded:
             self._opening += 1
             self._early.append(opener)
@@ -233,6 +244,20 @@ class Jobs:
             self._opening += 1
             found[0][1].next = opener
             self._make_way(*found[0])
+
+    def _asked_again(self, opener: _Opener, job: _Job | None) -> bool:
+        """Whether the same client of the same node has asked before: it is answered once for that,
+        and the same."""
+        who = opener.who
+        if job is not None and job.opened_for == who and job.answer is not None:
+            if self._members.is_alive(*opener.asker):
+                job.node_id, job.lost_until = opener.asker[0], None
+                self._context.send(self._members.nodes[job.node_id].conn, job.answer)
+            return True
+        waiting = [other.who for other in self._early]
+        if job is not None and job.next is not None:
+            waiting.append(job.next.who)
+        return who in waiting or self._names.get(opener.message.name) == who
 
     def _make_way(self, number: int, job: _Job) -> None:
         """The next driver of a job begins when the present one is gone, or gives way."""
@@ -248,7 +273,7 @@ class Jobs:
 
     def _resume(self, opener: _Opener) -> None:
         message = opener.message
-        self._names.add(message.name)
+        self._names[message.name] = opener.who
         operation = ResumeJob(
             self._context.epoch, message.name, opener.root, message.entrypoint, message.pid,
             message.runtime, message.detached,
@@ -258,7 +283,7 @@ class Jobs:
     def _resumed(self, then: _Resuming, reply: Reply) -> None:
         resumed: JobResumed = reply.result
         message = then.opener.message
-        self._names.discard(message.name)
+        self._names.pop(message.name, None)
         if not resumed.job:
             self._opening -= 1
             self._refuse(then.opener.asker, message.number, _running(message.name))

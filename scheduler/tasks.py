@@ -299,6 +299,7 @@ class TaskTable:
             entry = self._core.objects.entry(value.object_id)
             entry.pins += 1
             if entry.value is None:
+                self.remote_done(entry, value)  # it may be the result of a task from here
                 self._core.objects.set_value(entry, value)
             entry.pins -= 1
         for dep, node_id in handed.sources:

@@ -62,6 +62,22 @@ def test_two_at_once_are_one() -> None:
     assert bench.last(one, JobOpened).job == 1
 
 
+def test_a_node_that_asks_again_for_a_driver_is_answered_the_same() -> None:
+    """Its session broke, and it does not know whether its question or the answer was lost."""
+    bench = Bench()
+    one, two = bench.join(), bench.join()
+    bench.hold = (ops.ResumeJob,)
+    ask(bench, one, 11)
+    ask(bench, one, 11)
+    bench.hold = ()
+    bench.release()
+    (answer,) = bench.of(one, JobOpened)
+    assert answer.job == 1
+    assert opened(bench, one, 11) == answer
+    assert refused(opened(bench, two, 11))
+    assert refused(opened(bench, one, 12))
+
+
 def test_who_takes_a_job_over_is_its_only_driver() -> None:
     bench = Bench()
     one, two = bench.join(), bench.join()

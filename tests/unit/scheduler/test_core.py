@@ -163,6 +163,24 @@ def test_a_task_that_ended_elsewhere_and_is_lost_is_made_again_here() -> None:
     assert runs(node, worker, spec) == 1, "it is being made"
 
 
+def test_a_task_from_here_whose_result_comes_as_an_argument_has_ended() -> None:
+    node, _ = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2)])))
+    dep = node.spec()
+    spec = node.spec(deps=[first(dep)], strategy="node:2:soft")
+    node.submit(dep, spec)
+    node.finish(2, dep)
+    node.commit_all()
+    assert list(node.core.tasks.tasks) == [spec.task_id]
+    result = Value(first(spec), OK, 100_000, None, digest(b"x"))
+    other = node.spec(deps=[first(spec)])
+    handed = HandedTask(Raw(encode(other)), 1, 2, [result], [(first(spec), 2)])
+    node.say(events.PeerSaid(2, HandOver([handed], []), 1))
+    assert spec.task_id not in node.core.tasks.tasks
+    assert first(dep) in node.core.objects.entries
+    assert node.core.objects.entries[first(dep)].pins == 0
+
+
 def test_a_task_is_not_handed_to_the_next_incarnation() -> None:
     node, _ = running()
     node.say(events.StoreSaid(Nodes([view(1), view(2, total={"GPU": 10_000})])))
