@@ -831,9 +831,8 @@ class TaskTable:
         for index in range(max(1, header.num_returns)):
             oid = object_id(task_id, index)
             entry = entries.get(oid)
-            if entry is None:  # it runs again for an actor, and nobody wants the result
-                if index < len(returns) and returns[index].data is None:
-                    core.transport.discard((oid, task.attempt))
+            if entry is None:
+                self._unwanted(task, oid, returns[index : index + 1])
                 continue
             if status == OK and index < len(returns):
                 r = returns[index]
@@ -857,6 +856,11 @@ class TaskTable:
             core.actors.creation_ended(task, status, returns)
         elif header.kind != TASK and task.rebuild:
             core.actors.replayed(task, ran, differs)
+
+    def _unwanted(self, task: Task, oid: bytes, made: list[Return]) -> None:
+        """It ran again for an actor, and nobody holds this result: its room is free again."""
+        if made and made[0].data is None:
+            self._core.transport.discard((oid, task.attempt))
 
     def _guest_ended(self, task: Task) -> None:
         self._guests_ended[task.header.task_id] = task.attempt

@@ -56,6 +56,7 @@ from regrow.objectstore.layout import digest as digest_of
 if TYPE_CHECKING:
     from regrow.chaos.simulation.cluster import Cluster
     from regrow.chaos.simulation.node import NodeShell
+    from regrow.chaos.simulation.node_bytes import NodeBytes
 
 FUNCTIONS = 6
 
@@ -120,6 +121,8 @@ class SimClient:
         self.name = name
         self.alive = True
         self.node: NodeShell | None = None
+        #: The node's memory: mapped here, it can be read when the node is gone.
+        self.arena: NodeBytes
         self.number = 0
         self.window = 20_000
         self.refs: dict[bytes, Ref] = {}
@@ -228,7 +231,7 @@ class SimClient:
 
     def _located(self, location: Location) -> None:
         assert self.node is not None
-        content = self.node.bytes.read(location)
+        content = self.arena.read(location)
         pin = (location.object_id, location.attempt)
         ref = self.refs.get(location.object_id)
         if ref is None or ref.pin is not None:
@@ -447,12 +450,12 @@ class SimClient:
         if frame.sealing is not None and frame.sealing[0].object_id == message.object_id:
             (seal, data), frame.sealing = frame.sealing, None
             if message.location is not None:
-                self.node.bytes.write(message.location, data)
+                self.arena.write(message.location, data)
             self._submit(seal)
         elif frame.unwritten:
             _, data, _ = frame.unwritten.popleft()
             if message.location is not None:
-                self.node.bytes.write(message.location, data)
+                self.arena.write(message.location, data)
             self.write_results(frame)
 
     def frame_that_writes(self, oid: bytes) -> Frame | None:

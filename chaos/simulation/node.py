@@ -349,6 +349,7 @@ class NodeShell:
         self._down[number] = Pipe(self.world, self.cluster.local_ms)
         client.up = Pipe(self.world, self.cluster.local_ms)
         client.number = number
+        client.arena = self.bytes
         client.up.send(self.run, self.life, self.handle, events.ClientArrived(number, hello))
         return number
 

@@ -124,7 +124,7 @@ class SimWorker(SimClient):
                 assert value.status == OK, "a task was started with an error as argument"
             else:
                 assert self.node is not None
-                data = self.node.bytes.read(places[oid])
+                data = self.arena.read(places[oid])
                 pins.append((oid, places[oid].attempt))
             deps.append(self.decode(frame, OK, data, Handle(oid, golden)))
         nested = [Handle(o, g) for o, g in zip(spec.nested, golden_nested, strict=True)]

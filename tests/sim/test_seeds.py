@@ -1,4 +1,4 @@
-"""A thousand seeds: nodes, control store and database under random faults.
+"""Three thousand seeds: nodes, control store and database under random faults.
 
 A failing seed names the command that replays it with its trace.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from regrow.chaos.simulation.runner import run_seeds
 
-SEEDS = int(os.environ.get("REGROW_SIM_SEEDS", "1000"))
+SEEDS = int(os.environ.get("REGROW_SIM_SEEDS", "3000"))
 #: Cases, so that progress shows.
 CASES = 10
 
