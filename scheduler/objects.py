@@ -284,7 +284,7 @@ class ObjectTable:
         if entry.byte_waiters:
             waiters, entry.byte_waiters = entry.byte_waiters, None
             for task in waiters:
-                self._core.tasks.bytes_arrived(task)
+                self._core.tasks.bytes_arrived(task, entry.key)
         self.free_unheld(entry)
 
     def _bytes_settled(self, entry: Entry) -> None:
@@ -390,6 +390,8 @@ class ObjectTable:
                 self._core.tasks.remote_done(entry, where.value)
                 self._settle(entry, where.value)
             elif where.nodes or where.stored:
+                for gone in set(entry.sources).difference(where.nodes):
+                    self._core.send_peer(gone, PeerDrop([where.object_id]))  # it may hold it for us
                 entry.sources = [n for n in where.nodes if n != here]
                 entry.stored = where.stored
                 value = Value(where.object_id, OK, where.size, None, where.digest)

@@ -51,6 +51,7 @@ from regrow.messages import (
     failure_decoder,
     header_decoder,
 )
+from regrow.objectstore.effects import ObjectKey
 from regrow.objectstore.layout import digest as digest_of
 from regrow.scheduler import events, policy
 from regrow.scheduler.ledger import NOTHING, ONE_CPU, Shape, missing, shape_of
@@ -553,6 +554,8 @@ class TaskTable:
                 if value is not None and value.data is None and entry.key is None:
                     absent.append(entry)
             if absent:
+                if task.state == FETCHING:  # one that had come is gone again
+                    self._keep_arguments(task)
                 task.state = FETCHING
                 task.missing += len(absent)
                 for entry in absent:
@@ -564,7 +567,19 @@ class TaskTable:
                 return
         self._runnable(task)
 
-    def bytes_arrived(self, task: Task) -> None:
+    def _keep_arguments(self, task: Task) -> None:
+        """Its arguments, and those of others, drive each other out of memory: from now on it keeps
+        those that are here, and the rest finds room elsewhere."""
+        task.restored = True
+        for oid in task.header.deps:
+            key = self._core.objects.entry(oid).key
+            if key is not None:
+                self._core.transport.pin(key, task.header.task_id)
+
+    def bytes_arrived(self, task: Task, key: ObjectKey | None = None) -> None:
+        """Of an argument: ``key`` names the copy, where there is one."""
+        if task.restored and key is not None:
+            self._core.transport.pin(key, task.header.task_id)
         task.missing -= 1
         if task.missing or task.state != FETCHING:
             return

@@ -181,6 +181,26 @@ def test_a_task_from_here_whose_result_comes_as_an_argument_has_ended() -> None:
     assert node.core.objects.entries[first(dep)].pins == 0
 
 
+def test_arguments_that_drive_each_other_out_of_memory_are_all_there_in_the_end() -> None:
+    node, worker = running(arena=150_000)
+    node.say(events.StoreSaid(Nodes([view(1), view(2)])))
+    deps = [object_id(bytes([n]) * 16, 0) for n in (1, 2)]
+    values = [Value(dep, OK, 60_000, None, digest(b"x")) for dep in deps]
+    spec = node.spec(deps=deps)
+    handed = HandedTask(Raw(encode(spec)), 1, 2, values, [(dep, 2) for dep in deps])
+    node.say(events.PeerSaid(2, HandOver([handed], []), 1))
+    asked = node.of(events.FetchBytes)
+    assert len(asked) == 2
+    node.say(events.Fetched(asked[0].key, True))
+    # There is room for one of them only.
+    node.client(DRIVER, Create(object_id(b"3" * 16, 0), 0, 50_000))
+    for number in range(1, 10):
+        if runs(node, worker, spec):
+            break
+        node.say(events.Fetched(node.of(events.FetchBytes)[number].key, True))
+    assert number == 3, "it was fetched a second time, and then found room elsewhere"
+
+
 def test_a_task_is_not_handed_to_the_next_incarnation() -> None:
     node, _ = running()
     node.say(events.StoreSaid(Nodes([view(1), view(2, total={"GPU": 10_000})])))
