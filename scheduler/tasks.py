@@ -312,7 +312,8 @@ class TaskTable:
         self._core.note_job(header.job, handed.submitter)
         core, objects = self._core, self._core.objects
         task = self.tasks.get(header.task_id)
-        if core.journal.has_ended(header.task_id) or (task is not None and task.state != REMOTE):
+        runs = task is not None and task.state != REMOTE
+        if runs or self._has_ended(header.task_id, handed.attempt):
             # A driver that went from there to here submitted it here too.
             if handed.submitter != core.node_id and not core.is_dead(handed.submitter):
                 objects.watch(handed.submitter, returns_of(header))
@@ -335,10 +336,8 @@ class TaskTable:
         core = self._core
         header = header or header_decoder.decode(held.spec)
         task_id = header.task_id
-        if not rebuild and core.journal.has_ended(task_id):
-            return  # the log is about to say so
-        if not rebuild and self._guests_ended.get(task_id, 0) >= held.attempt:
-            return  # whoever told of it read the log before it said so
+        if not rebuild and self._has_ended(task_id, held.attempt):
+            return
         task = self.tasks.get(task_id)
         if task is not None:
             if task.rebuild or task.state != REMOTE:
@@ -389,6 +388,11 @@ class TaskTable:
                 self.fail(task, "node_died", message)
             return
         self._resolve_pinned(task)
+
+    def _has_ended(self, task_id: bytes, attempt: int) -> bool:
+        """The log is about to say so, or has; whoever told of the task may not have known."""
+        known = self._guests_ended.get(task_id, 0) >= attempt
+        return known or self._core.journal.has_ended(task_id)
 
     def detach(self, task: Task) -> None:
         """It awaits its arguments no more."""

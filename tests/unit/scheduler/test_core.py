@@ -21,7 +21,9 @@ from regrow.messages import (
     HandedTask,
     HandOver,
     HeldTask,
+    Locate,
     Located,
+    Locations,
     LookUpTasks,
     NodeDied,
     Nodes,
@@ -44,6 +46,7 @@ from regrow.messages import (
     Value,
     Values,
     Watch,
+    Whereabouts,
     encode,
     failure_decoder,
 )
@@ -516,6 +519,23 @@ def test_a_task_that_has_ended_here_is_not_run_again_for_a_reminder_that_is_out_
     node.commit_all()
     node.say(events.StoreSaid(Reassigned([HeldTask(Raw(encode(spec)), 1, 2)])))
     assert runs(node, worker, spec) == 1
+
+
+def test_who_hands_over_what_has_ended_here_already_is_told_of_the_result() -> None:
+    """A driver went from node 3 to node 2, and node 3 could not reach Postgres meanwhile."""
+    node, worker = running()
+    spec = handed_from_a_peer(node)
+    node.finish(worker, spec)
+    node.commit_all()
+    node.say(events.StoreSaid(Nodes([view(1), view(2), view(3)])))
+    node.say(events.PeerSaid(3, HandOver([HandedTask(Raw(encode(spec)), 1, 3, [], [])], []), 1))
+    assert runs(node, worker, spec) == 1
+    asked = [sent.message for sent in node.of(events.ToControlStore)]
+    assert Locate([first(spec)]) in asked
+    value = Value(first(spec), OK, 1, b"x", digest(b"x"))
+    node.say(events.StoreSaid(Locations([Whereabouts(first(spec), value)])))
+    told = [sent.message for sent in node.of(events.ToPeer) if sent.node_id == 3]
+    assert told == [PeerValues([value])]
 
 
 def test_a_task_that_ended_here_is_run_again_in_a_new_attempt() -> None:
