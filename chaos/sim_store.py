@@ -18,7 +18,7 @@ from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, Rebu
 from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
 from regrow.gcs.store_values import ACTOR_LOST, CANCELLED, JOB_ENDED, NO_RESTART_LEFT
-from regrow.ids import driver_task_id
+from regrow.ids import answers_object_id, driver_task_id
 from regrow.messages import ACTOR_CALL, ACTOR_CREATION, OK, PENDING, TASK_ERROR, HeldTask
 
 CLUSTER_ID: Final = b"simulated store."
@@ -455,7 +455,10 @@ class SimStore(SimReads):
             ours = [RebuildRow(task_id, row.attempt + 1 + len(runs), target)]
             self.rebuilds.put(len(self.rebuilds) + 1, ours[0])
         made = digests(row) if row.status == OK else []
-        return replace(self.held(row, ours[0].attempt, made), status=row.status)
+        noted = self.puts.get(answers_object_id(task_id, row.attempt))
+        answers = (noted.value.data if noted is not None else None) or b""
+        held = self.held(row, ours[0].attempt, made)
+        return replace(held, status=row.status, answers=answers)
 
 
 _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {

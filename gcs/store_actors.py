@@ -5,7 +5,7 @@ from __future__ import annotations
 from regrow.gcs.operations import ActorRestored, RestoreActor
 from regrow.gcs.store_fencing import held_task
 from regrow.gcs.store_jobs import functions_of
-from regrow.gcs.store_recovery import digests_of, further_returns
+from regrow.gcs.store_recovery import answers_of, digests_of, further_returns
 from regrow.gcs.store_session import Connection, run
 from regrow.gcs.store_values import NO_RESTART_LEFT
 from regrow.messages import failure_decoder
@@ -48,7 +48,7 @@ ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
 _CALLS = f"""
 SELECT t.task_id, t.kind, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num_returns,
-    t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq
+    t.attempt AS ran, t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq
 FROM regrow.task_log t JOIN regrow.rebuilds r ON r.task_id = t.task_id AND r.finished_at IS NULL
 WHERE t.task_id IN ({_EXECUTED})
 ORDER BY t.kind, t.actor_seq
@@ -80,10 +80,14 @@ def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
     if not executed or executed[0].kind != 1:
         return ActorRestored(False, actor.job)
     objects = further_returns(connection, executed)
+    answers = answers_of(connection, executed)
     held = [
-        held_task(row, digests_of(row, objects) if row.status == 1 else [], row.status)
+        held_task(
+            row, digests_of(row, objects) if row.status == 1 else [], row.status,
+            answers.get(row.task_id, b""),
+        )
         for row in executed
-    ]
+    ]  # fmt: skip
     return ActorRestored(
         True,
         actor.job,

@@ -211,6 +211,8 @@ def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
     return GivenRows(tasks, functions_of(connection, rows), restarting)
 
 
-def held_task(row: Row, digests: list[bytes] | None = None, status: int = OK) -> HeldTask:
+def held_task(
+    row: Row, digests: list[bytes] | None = None, status: int = OK, answers: bytes = b""
+) -> HeldTask:
     """From a row with ``spec``, ``attempt`` and ``submitter``."""
-    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [], status)
+    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [], status, answers)

@@ -18,7 +18,7 @@ from regrow.gcs.store_fencing import held_task
 from regrow.gcs.store_jobs import functions_of
 from regrow.gcs.store_session import Connection, Row, Rows, by_id, run
 from regrow.gcs.store_values import CANCELLED, cancelled_value, outward
-from regrow.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, is_put, object_id, producer
+from regrow.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, answers_object_id, is_put, object_id, producer
 from regrow.messages import (
     OK,
     PENDING,
@@ -247,6 +247,14 @@ def further_returns(connection: Connection, rows: Rows) -> dict[bytes, Row]:
         for index in range(1, row.num_returns)
     }
     return by_id(connection, _OBJECTS, further)
+
+
+def answers_of(connection: Connection, rows: Rows) -> dict[bytes, bytes]:
+    """What ``wait`` and timed ``get`` answered in these calls, where they were called. ``ran``: the
+    attempt that ended."""
+    ids = {answers_object_id(row.task_id, row.ran) for row in rows}
+    found = by_id(connection, _OBJECTS, ids)
+    return {producer(oid): row.data for oid, row in found.items() if row.data is not None}
 
 
 # --- rebuilds -------------------------------------------------------------------------------------

@@ -76,10 +76,29 @@ class Task:
     """A task that is not finished."""
 
     __slots__ = (
-        "attempt", "client", "digests", "ended", "gpus", "header", "holder",
-        "infeasible_ms", "kills", "logged",
-        "missing", "node", "oom_kills", "order", "rebuild", "restore", "restored", "shape",
-        "spec", "state", "submitter", "worker",
+        "answers",
+        "attempt",
+        "client",
+        "digests",
+        "ended",
+        "gpus",
+        "header",
+        "holder",
+        "infeasible_ms",
+        "kills",
+        "logged",
+        "missing",
+        "node",
+        "oom_kills",
+        "order",
+        "rebuild",
+        "restore",
+        "restored",
+        "shape",
+        "spec",
+        "state",
+        "submitter",
+        "worker",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +127,8 @@ class Task:
         self.ended = OK
         #: Of an actor's creation that runs again: the object that is its saved state.
         self.restore = b""
+        #: Of a call that is replayed: what ``wait`` and timed ``get`` answered in it.
+        self.answers: bytes | None = None
         #: Its row is in the log, or in the open batch.
         self.logged = False
         #: Workers that it killed.
@@ -366,6 +387,7 @@ class TaskTable:
         task.digests = held.digests
         task.ended = held.status
         task.restore = restore
+        task.answers = held.answers if rebuild and header.kind == ACTOR_CALL else None
         tells = held.submitter != core.node_id and not rebuild and not core.is_dead(held.submitter)
         for oid in task.object_ids:
             entry = core.objects.entry(oid)

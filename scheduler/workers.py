@@ -225,7 +225,9 @@ class Pool:
         task.state = RUNNING
         task.worker = worker
         worker.in_flight[task.header.task_id] = task
-        run = RunTask(task.spec, task.attempt, inline, located, worker.gpus, task.restore)
+        run = RunTask(
+            task.spec, task.attempt, inline, located, worker.gpus, task.restore, task.answers
+        )
         runs = self._runs.get(worker.client)
         if runs is None:
             self._runs[worker.client] = [run]

@@ -14,6 +14,7 @@ import msgspec
 import xxhash
 from msgspec import Raw, Struct
 
+from regrow._answers import Answers
 from regrow._arguments import REF_TYPES, pack_arguments
 from regrow._context import Running, Task
 from regrow._futures import Futures
@@ -31,7 +32,7 @@ from regrow.exceptions import (
     RayTaskError,
     ReplayMismatchError,
 )
-from regrow.ids import object_id, put_object_id
+from regrow.ids import answers_object_id, object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
@@ -222,6 +223,14 @@ class Client:
             self.refs.known(ref, None)
         return ref
 
+    def put_answers(self, task: Task) -> None:
+        """Logs what ``wait`` and timed ``get`` answered in this call, before its result."""
+        data = task.answers.packed() if task.answers is not None else b""
+        if data:
+            ref = self.refs.own(answers_object_id(task.task_id, task.attempt))
+            self.refs.known(ref, data)
+            self.submit(PutValue(ref._id, task.task_id, task.job, digest(data), data))
+
     def put_large(
         self, oid: bytes, size: int, write: Callable[[memoryview], bytes],
         seal_of: Callable[[bytes], Seal],
@@ -270,6 +279,11 @@ class Client:
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values, in order. Raises the first error among them, or GetTimeoutError."""
+        answers = self._answers() if timeout_s is not None else None
+        if answers is not None and answers.replays:
+            if not answers.in_time():
+                raise GetTimeoutError("Get timed out, as it did when this call ran first.")
+            timeout_s = None
         views: dict[bytes, memoryview] = {}
         missing: dict[ObjectRef[Any], None] = {}
         for ref in refs:
@@ -284,17 +298,38 @@ class Client:
             if self.refs.register(missing, waiter) < len(missing):
                 self._await(waiter, missing, timeout_s)
             if waiter.missing > 0:
+                if answers is not None:
+                    answers.note(False)
                 raise GetTimeoutError(
                     f"Get timed out: {waiter.missing} of {len(refs)} objects were not ready within "
                     f"{timeout_s} s."
                 )
             views.update(waiter.views)
+        if answers is not None:
+            answers.note(True)
         return [self.value_of(ref, views.get(ref._id)) for ref in refs]
 
     def wait(
         self, refs: list[ObjectRef[Any]], count: int, timeout_s: float | None, fetch: bool
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """The first ``count`` references that are ready, in the order given, and the others."""
+        answers = self._answers()
+        if answers is not None and answers.replays:
+            return _split(refs, answers.places(len(refs)))
+        places = self._places(refs, count, timeout_s, fetch)
+        if answers is not None:
+            answers.note(places)
+        return _split(refs, places)
+
+    def _answers(self) -> Answers | None:
+        """Those of the present call, if its actor restarts."""
+        task = self.running.known()
+        return task.answers if task is not None else None
+
+    def _places(
+        self, refs: list[ObjectRef[Any]], count: int, timeout_s: float | None, fetch: bool
+    ) -> list[int]:
+        """Where in ``refs`` those are that are ready, ``count`` of them at most."""
         places = _ready_places(refs, count, fetch)
         if len(places) < count and timeout_s != 0:
             waiting = [ref for ref in refs if not is_ready(ref, fetch)]
@@ -309,11 +344,7 @@ class Client:
         elif len(places) < count:
             self._ask_now(refs, fetch)
             places = _ready_places(refs, count, fetch)
-        ready = [refs[place] for place in places]
-        rest = refs.copy()
-        for place in reversed(places):
-            del rest[place]
-        return ready, rest
+        return places
 
     def value_of(self, ref: ObjectRef[Any], view: memoryview | None) -> Any:
         """The value of a reference that is ready, or its error raised."""
@@ -491,6 +522,16 @@ def _content_digest(layout: Layout) -> bytes:
     for buffer in layout.buffers:
         hasher.update(buffer)
     return hasher.digest()
+
+
+def _split(
+    refs: list[ObjectRef[Any]], places: Sequence[int]
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    """Those at these places, which ascend, and the others."""
+    rest = refs.copy()
+    for place in reversed(places):
+        del rest[place]
+    return [refs[place] for place in places], rest
 
 
 def _ready_places(refs: list[ObjectRef[Any]], count: int, fetch: bool) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from contextvars import ContextVar
 
+from regrow._answers import Answers
 from regrow.exceptions import RaySystemError
 from regrow.ids import ContentIds, CountedIds, driver_task_id
 from regrow.messages import RESUMED
@@ -23,7 +24,7 @@ class Task:
     """The driver, or a task or actor call that is running here."""
 
     __slots__ = (
-        "actor_id", "attempt", "calls", "content_ids", "counted_ids", "function_id",
+        "actor_id", "answers", "attempt", "calls", "content_ids", "counted_ids", "function_id",
         "has_namespace", "job", "keys", "name", "namespace", "resources", "resumed",
         "steps", "task_id",
     )  # fmt: skip
@@ -47,6 +48,8 @@ class Task:
         #: The place of its next call of an actor among all of them.
         self.calls = itertools.count(1)
         self.actor_id = actor_id
+        #: Of a call of an actor that restarts.
+        self.answers: Answers | None = None
         self.attempt = attempt
         self.resources = resources
         self.function_id = function_id
@@ -92,6 +95,13 @@ class Running:
     def some(self) -> Task | None:
         """One of those that run here, or else the last one that did."""
         return next(iter(self._tasks.values()), self._root)
+
+    def known(self) -> Task | None:
+        """The task of the calling code; None where that cannot be known."""
+        task = self._here.get()
+        if task is None and len(self._tasks) == 1:
+            task = next(iter(self._tasks.values()))
+        return task
 
     def current(self) -> Task:
         """The task of the calling code. Raises RaySystemError where that cannot be known."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 
+from regrow._answers import Answers
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
@@ -149,6 +150,7 @@ class Executor:
             outcome = self.outcome_of(spec, error)
         finally:
             self._client.running.leave(task)
+        self._client.put_answers(task)
         return _done(spec, run.attempt, outcome, start)
 
     async def run_async(self, run: RunTask) -> TaskDone | None:
@@ -168,6 +170,7 @@ class Executor:
             outcome = self.outcome_of(spec, error)
         finally:
             self._client.running.leave(task)
+        self._client.put_answers(task)
         return _done(spec, run.attempt, outcome, start)
 
     def not_begun(self, run: RunTask, error: BaseException) -> TaskDone | None:
@@ -180,6 +183,8 @@ class Executor:
             self._gpus = run.gpus
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
         task = self.task_of(spec, run.attempt)
+        if self.saver is not None:
+            task.answers = Answers(run.answers)
         self._client.running.enter(task)
         return task
 

@@ -47,6 +47,12 @@ def put_object_id(put_id: bytes) -> bytes:
     return put_id + PUT_INDEX.to_bytes(4, "big")
 
 
+def answers_object_id(task_id: bytes, attempt: int) -> bytes:
+    """The object that says what ``wait`` and timed ``get`` answered during this attempt of an
+    actor's call, from 1: a put of that call."""
+    return task_id + (PUT_INDEX + attempt).to_bytes(4, "big")
+
+
 def function_id(pickled: bytes) -> bytes:
     """Functions are content-addressed: stored and sent once."""
     return blake2b(pickled, digest_size=TASK_ID_SIZE, person=b"function").digest()

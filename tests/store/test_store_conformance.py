@@ -18,7 +18,7 @@ from regrow.gcs.operations import (
     Submitted,
 )
 from regrow.gcs.store_values import ACTOR_LOST, JOB_ENDED
-from regrow.ids import driver_task_id, object_id, put_object_id
+from regrow.ids import answers_object_id, driver_task_id, object_id, put_object_id
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
@@ -785,6 +785,21 @@ def called(cluster: Cluster, actor_id: bytes, seq: int, **changes: Any) -> Submi
     """A call that the actor executed as its ``seq``-th; 0: it never reached the actor."""
     outcome = replace(small(), actor_seq=seq, **changes)
     return cluster.task(kind=ACTOR_CALL, actor_id=actor_id, max_retries=-1, outcome=outcome)
+
+
+def test_what_wait_answered_in_a_call_comes_back_with_it(cluster: Cluster) -> None:
+    home, target = cluster.nodes
+    actor_id = create_actor(cluster, max_restarts=-1)
+    calls = [called(cluster, actor_id, seq) for seq in (1, 2)]
+    [one, two] = [call.header.task_id for call in calls]
+    said = [
+        ops.PutRow(answers_object_id(one, 1), one, cluster.job, 2, b"digest..........", b"ok", []),
+        ops.PutRow(answers_object_id(two, 2), two, cluster.job, 2, b"another attempt.", b"no", []),
+    ]
+    cluster.log(home, Batch(submitted=calls, puts=said))
+    cluster.do(ops.Fence(cluster.epoch, *home, "why", [target]))
+    restored = restore(cluster, actor_id, home, target)
+    assert [call.answers for call in restored.calls] == [b"ok", b""]
 
 
 def restore(cluster: Cluster, actor_id: bytes, home: Node, target: Node) -> ops.ActorRestored:

@@ -45,6 +45,8 @@ class RunTask(WirePart, frozen=True):
     gpus: list[int] = []
     #: Of an actor's creation that runs again: the object that is its saved state.
     restore: bytes = b""
+    #: Of an actor's call that is replayed to bring it back: what ``wait`` and timed ``get`` said.
+    answers: bytes | None = None
 
 
 class PutValue(WirePart, frozen=True):

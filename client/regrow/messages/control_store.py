@@ -232,6 +232,8 @@ class HeldTask(WirePart, frozen=True):
     digests: list[bytes] = []
     #: Of a rebuild: how it ended before.
     status: int = OK
+    #: Of an actor's call that is replayed to bring it back: what ``wait`` and timed ``get`` said.
+    answers: bytes = b""
 
 
 class Reassigned(WireMessage, frozen=True, tag=114):
