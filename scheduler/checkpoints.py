@@ -80,7 +80,7 @@ class Checkpointer:
             checkpoints.storing.discard(oid)
             self._stored(actor, oid, bool(event.path))
 
-        self._store(entry, stored)
+        self.store(entry, stored)
 
     def keep_arguments(self, task: Task) -> None:
         """What its caller put for a call goes to storage at once, whoever lets go of it: the call
@@ -89,9 +89,10 @@ class Checkpointer:
         for oid in (*header.deps, *header.nested):
             entry = self._core.objects.entries.get(oid)
             if is_put(oid) and entry is not None and entry.key is not None and not entry.stored:
-                self._store(entry, lambda _: None)
+                self.store(entry, lambda _: None)
 
-    def _store(self, entry: Entry, then: Callable[[events.Stored], None]) -> None:
+    def store(self, entry: Entry, then: Callable[[events.Stored], None]) -> None:
+        """Writes an object that is here to storage, whoever lets go of it meanwhile."""
         core, oid = self._core, entry.object_id
         entry.pins += 1
 

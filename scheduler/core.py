@@ -94,6 +94,7 @@ from regrow.scheduler.objects import Entry, ObjectTable
 from regrow.scheduler.outage import Outage
 from regrow.scheduler.pressure import Pressure
 from regrow.scheduler.questions import Questions
+from regrow.scheduler.replay_costs import ReplayCosts
 from regrow.scheduler.tasks import TaskTable
 from regrow.scheduler.transport import Transport
 from regrow.scheduler.workers import Pool
@@ -164,6 +165,7 @@ class Core:
         self.tasks = TaskTable(self)
         self.actors = ActorTable(self)
         self.checkpointer = Checkpointer(self)
+        self.replay_costs = ReplayCosts(self)
         self.pool = Pool(self)
         self.pressure = Pressure(self)
         self.questions = Questions(self)

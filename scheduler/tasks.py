@@ -857,6 +857,7 @@ class TaskTable:
             )
             if task.submitter != core.node_id:
                 self._guest_ended(task)
+        replay_ms = core.replay_costs.of(task, returns, duration_us)
         # A result may hold what only the task's arguments held until now.
         inner = [ref for returned in returns for ref in returned.refs]
         for ref in inner:
@@ -875,28 +876,40 @@ class TaskTable:
             if entry is None:
                 self._unwanted(task, oid, returns[index : index + 1])
                 continue
-            if status == OK and index < len(returns):
-                r = returns[index]
-                value = Value(oid, OK, r.size, r.data, r.digest, r.refs)
-                if r.data is None:
-                    core.transport.result_made(entry, (oid, task.attempt), r.size)
-                    if header.flags & RECOVERABLE:
-                        core.checkpointer.keep_result(task, entry)
-                    if task.rebuild:
-                        core.objects.keep_rebuilt(entry)
-                    if entry.value is not None:
-                        core.objects.made_again(entry)
-                        continue
-            else:
-                r = returns[0]
-                value = Value(oid, status, r.size, r.data, r.digest, r.refs)
-            core.objects.set_value(entry, value, ungated)
+            value = self._made(task, entry, index, status, returns, replay_ms)
+            if value is not None:
+                core.objects.set_value(entry, value, ungated)
+                if value.replay_ms:
+                    core.replay_costs.made(entry)
         if inner:
             core.objects.unpin(inner)
         if header.kind == ACTOR_CREATION and not task.rebuild:
             core.actors.creation_ended(task, status, returns)
         elif header.kind != TASK and task.rebuild:
             core.actors.replayed(task, ran, differs)
+
+    def _made(
+        self, task: Task, entry: Entry, index: int, status: int, returns: list[Return],
+        replay_ms: int,
+    ) -> Value | None:  # fmt: skip
+        """What an object is from now on; None if only its bytes were lost. Hot path."""
+        core = self._core
+        oid = entry.object_id
+        if status != OK or index >= len(returns):
+            r = returns[0]
+            return Value(oid, status, r.size, r.data, r.digest, r.refs)
+        r = returns[index]
+        if r.data is not None:
+            return Value(oid, OK, r.size, r.data, r.digest, r.refs)
+        core.transport.result_made(entry, (oid, task.attempt), r.size)
+        if task.header.flags & RECOVERABLE:
+            core.checkpointer.keep_result(task, entry)
+        if task.rebuild:
+            core.objects.keep_rebuilt(entry)
+        if entry.value is not None:
+            core.objects.made_again(entry)
+            return None
+        return Value(oid, OK, r.size, None, r.digest, r.refs, 0 if entry.stored else replay_ms)
 
     def _unwanted(self, task: Task, oid: bytes, made: list[Return]) -> None:
         """It ran again for an actor, and nobody holds this result: its room is free again."""

@@ -75,6 +75,7 @@ class Cluster:
             write_behind_delay_s=0.2,
             offload_min_ms=rng.choice([1.0, 50.0]),
             pipeline_depth=rng.choice([1, 4, 16]),
+            max_replay_s=plan.max_replay_s,
         )
         self.driver_grace_s = 10_000.0
         self._draw_latencies()

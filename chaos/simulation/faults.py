@@ -42,6 +42,8 @@ class Plan(Struct):
     named_jobs: bool = False
     #: There are two control stores, one of which leads.
     standby: bool = False
+    #: Large results that would take longer to be made again are stored.
+    max_replay_s: float = 60.0
 
 
 def draw(rng: random.Random) -> Plan:
@@ -57,6 +59,8 @@ def draw_more(plan: Plan, rng: random.Random) -> None:
     if rng.random() < 0.35:
         plan.named_jobs = True
         plan.enabled += [kind for kind in JOB_KINDS if rng.random() < 0.0]
+    if rng.random() < 0.3:
+        plan.max_replay_s = rng.choice([0.005, 0.02])
     if rng.random() < 0.3:
         plan.standby = True
         more = [kind for kind in STANDBY_KINDS if rng.random() < 0.7]

@@ -61,6 +61,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rebuilt_kept_s: float = 20.0
     #: A put of a driver is written behind to storage when it is this old.
     write_behind_delay_s: float = 1.0
+    #: A large result that would take longer to be made again, with what it was made of, is written
+    #: behind to storage; 0: none is.
+    max_replay_s: float = 60.0
     #: How long a node that is told to end (SIGTERM) may take to give its work away.
     drain_deadline_s: float = 25.0
     #: How long storage may refuse a result that must be in it before anyone sees it.

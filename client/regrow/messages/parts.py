@@ -100,6 +100,8 @@ class Value(WirePart, frozen=True):
     digest: bytes = b""
     #: References inside the value.
     refs: list[bytes] = []
+    #: Of a large result that is not stored: how long its making took, with what it was made of.
+    replay_ms: int = 0
 
 
 class SystemFailure(WirePart, frozen=True):
