@@ -77,7 +77,8 @@ class Core:
         self._backlogs: dict[int, list[FromNode]] = {}
         self._leading_pending = False
         self._lead_at = 0.0
-        self._leads_until = 0.0
+        #: When our leadership ends, unless it is renewed.
+        self.leads_until = 0.0
         #: Since when another leads, as far as we know.
         self._followed_since: float | None = None
         #: Of the database that we lead.
@@ -138,7 +139,7 @@ class Core:
     @property
     def leads(self) -> bool:
         """Whether our leadership was renewed in time."""
-        return self.context.epoch != 0 and self.context.now < self._leads_until
+        return self.context.epoch != 0 and self.context.now < self.leads_until
 
     @property
     def busy(self) -> bool:
@@ -171,7 +172,7 @@ class Core:
         """Acquires leadership or renews it, in good time."""
         context, ttl = self.context, self.context.settings.leader_ttl_s
         now = context.now
-        if context.epoch and now > self._leads_until + 2 * ttl:
+        if context.epoch and now > self.leads_until + 2 * ttl:
             self._step_down()  # Postgres is away: whether another leads we cannot know
         if not self._leading_pending and self._lead_at <= now:
             self._leading_pending = True
@@ -191,7 +192,7 @@ class Core:
             return
         self._followed_since = None
         lapsed = not self.leads
-        self._leads_until = then.started + context.settings.leader_ttl_s
+        self.leads_until = then.started + context.settings.leader_ttl_s
         if lapsed:
             # Nodes may have had no chance to renew their leases.
             self.fencing.wait_a_lease()

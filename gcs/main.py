@@ -209,10 +209,15 @@ def _last_port(home: Path) -> int:
 
 
 def _announce(options: Options, address: str, url: str, cluster_id: str) -> None:
+    """Says where this process is, unless it is said already."""
     home = options.home
-    _write_private(home / "gcs.port", address.rpartition(":")[2] + "\n")
     note = GcsFile(address, os.getpid(), url, cluster_id, options.storage)
-    _write_private(home / "gcs.json", msgspec.json.encode(note).decode() + "\n")
+    said = msgspec.json.encode(note).decode() + "\n"
+    with contextlib.suppress(FileNotFoundError):
+        if (home / "gcs.json").read_text() == said:
+            return
+    _write_private(home / "gcs.port", address.rpartition(":")[2] + "\n")
+    _write_private(home / "gcs.json", said)
     logger.info("the control store serves on %s", address)
 
 

@@ -134,9 +134,10 @@ class ControlStore:
         self._closed = False
         #: Operations that raised, since the start.
         self.failures = 0
-        #: Called whenever nodes can register again: at first, and after another has led.
+        #: Called when nodes can register, and whenever leadership was renewed: a process that was
+        #: stopped may have said meanwhile that it leads.
         self.on_leading: Callable[[], None] = _nothing
-        self._leading = False
+        self._leads_until = 0.0
 
     async def start(self, host: str, port: int) -> str:
         """Listens and begins to seek leadership; port 0 lets the system choose. Returns
@@ -204,10 +205,10 @@ class ControlStore:
         if self._closed:
             return
         self._carry(self.core.handle(event))
-        leading = self.core.leads and self.core.members.loaded
-        if leading and not self._leading:
+        core = self.core
+        if core.leads_until != self._leads_until and core.leads and core.members.loaded:
             self.on_leading()
-        self._leading = leading
+            self._leads_until = core.leads_until
         if self.core.busy and not self._ticks_fast:
             self._schedule_tick()
 

@@ -122,7 +122,7 @@ class ControlShell:
         self.world = cluster.world
         self.name = name
         self.paused = False
-        self._leading = False
+        self._leads_until = 0.0
         self._deferred: deque[Event] = deque()
         self.life = 0
         self.up = False
@@ -157,7 +157,7 @@ class ControlShell:
         if not self.up:
             return
         self.world.trace(self.name, "crashes")
-        self.up = self.paused = self._leading = False
+        self.up = self.paused = False
         self._deferred.clear()
         self.life += 1
         self.core = None
@@ -218,10 +218,9 @@ class ControlShell:
         for effect in core.handle(event):
             self._carry(effect)
         self.cluster.checks.control_stepped(core)
-        leading = core.leads and core.members.loaded
-        if leading and not self._leading:
+        if core.leads_until != self._leads_until and core.leads and core.members.loaded:
             self.cluster.control.announced = self
-        self._leading = leading
+            self._leads_until = core.leads_until
 
     def _carry(self, effect: Effect) -> None:
         self.world.trace(self.name, "->", effect)

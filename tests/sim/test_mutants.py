@@ -17,8 +17,8 @@ EXPECTED = {
     "holder-forgotten": ("is held by a dead node", 50),
     "batch-applied-twice": ("was applied twice", 50),
     "id-reused": ("is of call", 1000),
-    "calls-not-replayed": ("found another state than the calls before it made", 100),
-    "calls-replayed-in-another-order": ("of a caller after", 100),
+    "calls-not-replayed": ("found another state than the calls before it made", 300),
+    "calls-replayed-in-another-order": ("of a caller after", 300),
     "checkpoint-ahead": ("follows none", 300),
 }
 
