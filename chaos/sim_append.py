@@ -144,6 +144,9 @@ class SimLog:
             header, outcome = submitted.header, submitted.outcome
             if self.jobs[header.job].status != "running":
                 ended.add(header.job)
+            if header.driver < self.jobs[header.job].driver:
+                self.discarded.put(header.task_id, header.job)
+                continue
             if header.task_id in self.tasks:
                 if outcome is not None:
                     there.append(outcome)
@@ -177,7 +180,7 @@ class SimLog:
         if row is not None and row.status == PENDING and row.holder == key:
             ended = replace(row, attempt=outcome.attempt, status=outcome.status, outcome=outcome)
             self.put_task(task_id, ended)
-        elif row is None and task_id in self.discarded:
+        elif (row is None or row.holder != key) and task_id in self.discarded:
             return
         elif row is None or not (row.status == CANCELLED or _same_outcome(row, outcome)):
             raise _Conflict(f"the outcome of task {task_id.hex()} contradicts the log")
@@ -188,7 +191,7 @@ class SimLog:
             moved = replace(row, holder=new.holder, attempt=new.attempt, given=0)
             self.put_task(new.task_id, moved)
             return
-        there = (row is None and new.task_id in self.discarded) or (
+        there = ((row is None or row.holder != key) and new.task_id in self.discarded) or (
             row is not None
             and (
                 row.status == CANCELLED
@@ -209,7 +212,10 @@ class SimLog:
     def _actor(
         self, key: NodeKey, actor_id: bytes, job: int, alive: bool, error: SystemFailure | None
     ) -> None:
-        """Death is final, and nothing begins to live in a job that has ended."""
+        """Death is final, and nothing begins to live in a job that has ended; an actor of a
+        creation that was taken out never was."""
+        if actor_id in self.discarded and actor_id not in self.tasks:
+            return
         row = self.actors.get(actor_id) or ActorEntry(job, "pending")
         creation = self.tasks.get(actor_id)
         if not row.function_id and creation is not None:

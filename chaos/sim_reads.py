@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from regrow.chaos.sim_append import SimLog
 from regrow.chaos.sim_tables import ActorEntry, TaskRow
@@ -69,6 +70,11 @@ class SimReads(SimLog):
 
     def held(self, row: TaskRow, attempt: int = 0, digests: Iterable[bytes] = ()) -> HeldTask:
         return HeldTask(Raw(row.spec), attempt or row.attempt, row.submitter, list(digests))
+
+    def rebuilt(self, row: TaskRow, attempt: int, digests: Iterable[bytes]) -> HeldTask:
+        """The same, to run again."""
+        driver = self.jobs[row.header.job].driver
+        return replace(self.held(row, attempt, digests), driver=driver)
 
     def functions_of(self, rows: Iterable[TaskRow]) -> list[FunctionDef]:
         needed = sorted({row.header.function_id for row in rows})

@@ -405,7 +405,7 @@ class SimStore(SimReads):
             if not ours:
                 ours = [RebuildRow(task_id, row.attempt + 1 + len(runs), op.holder)]
                 self.rebuilds.put(len(self.rebuilds) + 1, ours[0])
-            granted[task_id] = self.held(row, ours[0].attempt, digests(row))
+            granted[task_id] = self.rebuilt(row, ours[0].attempt, digests(row))
         functions = self.functions_of([self.tasks[task_id] for task_id in granted])
         return ops.RebuildsGranted(
             [granted[task_id] for task_id in op.task_ids if task_id in granted],
@@ -457,7 +457,7 @@ class SimStore(SimReads):
         made = digests(row) if row.status == OK else []
         noted = self.puts.get(answers_object_id(task_id, row.attempt))
         answers = (noted.value.data if noted is not None else None) or b""
-        held = self.held(row, ours[0].attempt, made)
+        held = self.rebuilt(row, ours[0].attempt, made)
         return replace(held, status=row.status, answers=answers)
 
 

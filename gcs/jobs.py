@@ -303,9 +303,10 @@ class Jobs:
         if job is None and not self._loaded:
             job = self._jobs[message.job] = _Job(b"", 0, self._grace())
         if job is None:
-            self._context.send(node.conn, JobClosed(message.job))
+            self._context.send(node.conn, JobClosed(message.job, message.driver))
         elif message.driver and message.driver != job.driver and job.root:
-            return  # it was taken over
+            # It was taken over, and the node may have missed that.
+            self._context.send(node.conn, JobClosed(message.job, job.driver - 1))
         elif job.detached:
             if job.node_id == node.node_id:
                 self._lose(job)
@@ -341,7 +342,7 @@ class Jobs:
     def _gone(self, number: int) -> None:
         """Postgres has it as ended."""
         job = self._jobs.pop(number)
-        self._members.broadcast(JobClosed(number))
+        self._members.broadcast(JobClosed(number, job.driver))
         self.closed(number)
         if job.next is not None:
             self._resume(job.next)

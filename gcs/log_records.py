@@ -26,7 +26,7 @@ import msgspec
 
 from regrow.gcs.operations import Append, Batch, Outcome, Submitted
 from regrow.ids import object_id
-from regrow.messages import encode
+from regrow.messages import DRIVER_SHIFT, encode
 
 Parameter = bytes | None
 T = TypeVar("T")
@@ -79,6 +79,7 @@ PARAMETERS: Final = (
     ("e_kind", "text[]"), ("e_subject", "bytea[]"), ("e_message", "text[]"),
     ("r_task", "bytea[]"), ("r_differs", "boolean[]"),
     ("c_actor", "bytea[]"), ("c_seq", "int[]"), ("c_object", "bytea[]"), ("c_custom", "boolean[]"),
+    ("p_drivers", "int[]"),
 )  # fmt: skip
 
 #: What a statement's part for a kind of record looks like when there is none.
@@ -95,17 +96,19 @@ def encode_append(append: Append) -> list[Parameter]:
     """The parameters of ``regrow.append``, all in binary format."""
     batch = append.batch
     submitted = batch.submitted
-    jobs = dict.fromkeys([s.header.job for s in submitted])
+    # The specs of several drivers of one job are as those of several jobs.
+    drivers = dict.fromkeys([(s.header.job, s.header.flags >> DRIVER_SHIFT) for s in submitted])
     if batch.puts:
-        jobs.update(dict.fromkeys(put.job for put in batch.puts))
-    numbers = {job: place for place, job in enumerate(jobs, 1)}
+        there = {job for job, _ in drivers}
+        drivers.update(dict.fromkeys((put.job, 0) for put in batch.puts if put.job not in there))
+    numbers = {key: place for place, key in enumerate(drivers, 1)}
     finished = [s.outcome for s in submitted if s.outcome is not None]
     further = _further_returns(chain(finished, batch.outcomes))
     return [
         _int4(append.node),
         _int4(append.incarnation),
         _int8(append.number),
-        _ints(list(jobs)) if jobs else None,
+        _ints([job for job, _ in drivers]) if drivers else None,
         *(_functions(batch) if batch.functions else _NO_FUNCTIONS),
         *(_submitted(submitted, numbers) if submitted else _NO_SUBMITTED),
         *(_holders(batch) if batch.holders else _NO_HOLDERS),
@@ -113,6 +116,7 @@ def encode_append(append: Append) -> list[Parameter]:
         *(further or _NO_RETURNS),
         *(_puts(batch, numbers) if batch.puts else _NO_PUTS),
         *_rest(batch),
+        _ints([driver for _, driver in drivers]) if drivers else None,
     ]
 
 
@@ -129,7 +133,9 @@ def _functions(batch: Batch) -> list[Parameter]:
     ]
 
 
-def _submitted(submitted: Sequence[Submitted], numbers: dict[int, int]) -> list[Parameter]:
+def _submitted(
+    submitted: Sequence[Submitted], numbers: dict[tuple[int, int], int]
+) -> list[Parameter]:
     headers = [s.header for s in submitted]
     outcomes = [s.outcome for s in submitted]
     holders = [s.holder for s in submitted]
@@ -141,7 +147,7 @@ def _submitted(submitted: Sequence[Submitted], numbers: dict[int, int]) -> list[
     ]
     return [
         _blobs([h.task_id for h in headers]),
-        None if one_job else _ints([numbers[h.job] for h in headers]),
+        None if one_job else _ints([numbers[h.job, h.driver] for h in headers]),
         _uniform_blobs([h.parent_id for h in headers]),
         _uniform_blobs([h.function_id for h in headers]),
         _uniform(_texts, [h.name for h in headers]),
@@ -216,11 +222,12 @@ def _holders(batch: Batch) -> list[Parameter]:
     ]
 
 
-def _puts(batch: Batch, numbers: dict[int, int]) -> list[Parameter]:
+def _puts(batch: Batch, numbers: dict[tuple[int, int], int]) -> list[Parameter]:
     puts = batch.puts
+    places = {job: place for (job, _), place in numbers.items()}
     return [
         _blobs([p.object_id for p in puts]),
-        None if len(numbers) == 1 else _ints([numbers[p.job] for p in puts]),
+        None if len(numbers) == 1 else _ints([places[p.job] for p in puts]),
         _uniform_blobs([p.parent_id for p in puts]),
         _longs([p.size for p in puts]),
         _optional_blobs([p.digest or None for p in puts]),

@@ -48,8 +48,9 @@ ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
 _CALLS = f"""
 SELECT t.task_id, t.kind, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num_returns,
-    t.attempt AS ran, t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq
+    t.attempt AS ran, t.result_digest AS digest, coalesce(t.actor_seq, 0) AS actor_seq, j.driver
 FROM regrow.task_log t JOIN regrow.rebuilds r ON r.task_id = t.task_id AND r.finished_at IS NULL
+JOIN regrow.jobs j ON j.job = t.job
 WHERE t.task_id IN ({_EXECUTED})
 ORDER BY t.kind, t.actor_seq
 """
@@ -84,7 +85,7 @@ def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
     held = [
         held_task(
             row, digests_of(row, objects) if row.status == 1 else [], row.status,
-            answers.get(row.task_id, b""),
+            answers.get(row.task_id, b""), row.driver,
         )
         for row in executed
     ]  # fmt: skip

@@ -212,7 +212,9 @@ def read_given(connection: Connection, op: ReadGiven) -> GivenRows:
 
 
 def held_task(
-    row: Row, digests: list[bytes] | None = None, status: int = OK, answers: bytes = b""
-) -> HeldTask:
+    row: Row, digests: list[bytes] | None = None, status: int = OK, answers: bytes = b"",
+    driver: int = 0,
+) -> HeldTask:  # fmt: skip
     """From a row with ``spec``, ``attempt`` and ``submitter``."""
-    return HeldTask(Raw(row.spec), row.attempt, row.submitter, digests or [], status, answers)
+    made = digests or []
+    return HeldTask(Raw(row.spec), row.attempt, row.submitter, made, status, answers, driver)

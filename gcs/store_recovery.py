@@ -287,8 +287,8 @@ ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
 _GRANTED = """
 SELECT t.task_id, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num_returns,
-    t.result_digest AS digest
-FROM regrow.rebuilds r JOIN regrow.task_log t USING (task_id)
+    t.result_digest AS digest, j.driver
+FROM regrow.rebuilds r JOIN regrow.task_log t USING (task_id) JOIN regrow.jobs j USING (job)
 WHERE r.task_id = ANY (CAST(:ids AS bytea[])) AND r.finished_at IS NULL
     AND t.part = ANY (CAST(:parts AS int[]))
     AND (r.node_id, r.incarnation) = (:node_id, :incarnation)
@@ -319,4 +319,4 @@ def _in_order(
     task_ids: list[bytes], rows: dict[bytes, Row], objects: dict[bytes, Row]
 ) -> list[HeldTask]:
     granted = [rows[task_id] for task_id in task_ids if task_id in rows]
-    return [held_task(row, digests_of(row, objects)) for row in granted]
+    return [held_task(row, digests_of(row, objects), driver=row.driver) for row in granted]

@@ -88,6 +88,7 @@ from regrow.scheduler.actors import ActorTable
 from regrow.scheduler.checkpoints import Checkpointer
 from regrow.scheduler.draining import Draining
 from regrow.scheduler.events import Effect, Event
+from regrow.scheduler.fenced_drivers import FencedDrivers
 from regrow.scheduler.journal import Journal, OpenBatch
 from regrow.scheduler.ledger import Ledger, Shape
 from regrow.scheduler.objects import Entry, ObjectTable
@@ -175,6 +176,7 @@ class Core:
         self._driver_of_job: dict[int, int] = {}
         #: Where a job's driver was last heard of, for the output of its workers.
         self._node_of_job: dict[int, int] = {}
+        self.fenced = FencedDrivers()
         #: Jobs whose drivers are no more and of whose ends nothing was heard yet.
         self._closing: dict[int, CloseJob] = {}
         self._functions_at: dict[int, set[bytes]] = {}
@@ -396,7 +398,7 @@ class Core:
             case JobOpened():
                 self._job_opened(message)
             case JobClosed():
-                self._job_closed(message.job)
+                self._job_closed(message.job, message.driver)
             case ActorAt():
                 self.actors.located(message)
             case RestoreActor():
@@ -682,7 +684,8 @@ class Core:
         elsewhere += [task.header.job for task in self.tasks.tasks.values()]
         for job in dict.fromkeys([*elsewhere, *self._node_of_job]):
             if job not in driven:  # its end may have been missed: then the answer says so
-                self.send_store(CloseJob(job, failed=True, lost=True))
+                lost = CloseJob(job, failed=True, lost=True, driver=self.fenced.newest(job))
+                self.send_store(lost)
         self._status = NodeStatus({}, -1)
 
     # --- clients and jobs -------------------------------------------------------------------------
@@ -736,6 +739,7 @@ class Core:
         if driver.gone:
             return  # the control store hears of that, or has
         driver.job, driver.number = message.job, message.driver
+        self.admits(driver.job, driver.number)
         self._driver_of_job[message.job] = driver.client
         if not driver.welcomed:
             driver.welcomed = True
@@ -802,10 +806,24 @@ class Core:
             del self._driver_of_job[driver.job]
         self.objects.client_gone(driver.client)
 
-    def _job_closed(self, job: int) -> None:
+    def admits(self, job: int, driver: int) -> bool:
+        """Something of this driver came: False if another has replaced it. What the drivers before
+        it left is dropped first: it submits the same again."""
+        if self.fenced.is_over(job, driver):
+            return False
+        older = self.fenced.arrived(job, driver)
+        if older:
+            self._job_closed(job, older)
+        return True
+
+    def _job_closed(self, job: int, number: int) -> None:
+        """Its drivers up to this number are over."""
+        if not self.fenced.end(job, number):
+            return
         self.tasks.job_closed(job)
         self.actors.job_closed(job)
-        for driver in [d for d in self.drivers.values() if d.job == job]:
+        of_job = [driver for driver in self.drivers.values() if driver.job == job]
+        for driver in [d for d in of_job if d.number <= number or not number]:
             if not driver.gone and not driver.said_bye:  # it asks, and is told why
                 self.emit(events.CloseClient(driver.client))
             self._forget_driver(driver)

@@ -27,6 +27,7 @@ from regrow.messages import (
     ACTOR_CREATION,
     ASYNC,
     CHECKPOINT,
+    DRIVER_SHIFT,
     OK,
     PENDING,
     RECOVERABLE,
@@ -76,29 +77,10 @@ class Task:
     """A task that is not finished."""
 
     __slots__ = (
-        "answers",
-        "attempt",
-        "client",
-        "digests",
-        "ended",
-        "gpus",
-        "header",
-        "holder",
-        "infeasible_ms",
-        "kills",
-        "logged",
-        "missing",
-        "node",
-        "oom_kills",
-        "order",
-        "rebuild",
-        "restore",
-        "restored",
-        "shape",
-        "spec",
-        "state",
-        "submitter",
-        "worker",
+        "answers", "attempt", "client", "digests", "driver", "ended", "gpus", "header", "holder",
+        "infeasible_ms", "kills", "logged",
+        "missing", "node", "oom_kills", "order", "rebuild", "restore", "restored", "shape",
+        "spec", "state", "submitter", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +92,8 @@ class Task:
         #: The node that waits for the result.
         self.submitter = submitter
         self.holder = holder
+        #: From which driver of its job what it submits descends.
+        self.driver = header.driver
         self.attempt = 1
         self.state = WAITING
         #: Arguments that are awaited: their values, then their bytes.
@@ -182,12 +166,28 @@ class TaskTable:
         for spec in specs:
             header = decode(spec)
             parent = tasks.get(header.parent_id)
+            if header.flags >> DRIVER_SHIFT and not self._admits(header, parent):
+                self._refuse(header, client)
+                continue
             if resent or header.flags & RESUMED or (parent is not None and parent.replayed):
                 held.append((client, header, spec))
             else:
                 self.admit(header, spec, client)
         if held:
             self._look_up(held)
+
+    def _admits(self, header: TaskHeader, parent: Task | None) -> bool:
+        """Of a driver that is replaced, or has ended, only what is needed again is: it is found."""
+        replayed = parent is not None and parent.rebuild
+        return replayed or self._core.admits(header.job, header.driver)
+
+    def _refuse(self, header: TaskHeader, client: int) -> None:
+        """The log would not take it. Whoever submitted it ends, or works for others and is not to
+        wait for it; nobody else is told: the next driver submits the same task."""
+        self._core.journal.acknowledge(client, 1)
+        message = f"{header.name}: its job has ended, or was taken over by another driver."
+        for oid in returns_of(header):
+            self._core.tell(client, failure_value(oid, "cancelled", message))
 
     def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
         self._lookup_number += 1
@@ -241,6 +241,9 @@ class TaskTable:
     ) -> None:
         """One answer: the task is started only if nobody has it and it has not ended."""
         core = self._core
+        if not self._admits(header, self.tasks.get(header.parent_id)):
+            self._refuse(header, client)
+            return
         known_here = header.task_id in self.tasks or entries[0].value is not None
         held_here = state.status == PENDING and state.holder == core.node_id
         if not known_here and (not state.known or held_here):
@@ -317,6 +320,8 @@ class TaskTable:
     def handed(self, handed: HandedTask) -> None:
         """A peer made this node the task's holder (in the log, already)."""
         header = header_decoder.decode(handed.spec)
+        if not self._core.admits(header.job, header.driver):
+            return
         for value in handed.values:
             entry = self._core.objects.entry(value.object_id)
             entry.pins += 1
@@ -357,6 +362,8 @@ class TaskTable:
         core = self._core
         header = header or header_decoder.decode(held.spec)
         task_id = header.task_id
+        if not rebuild and not core.admits(header.job, header.driver):
+            return
         if not rebuild and self._has_ended(task_id, held.attempt):
             return
         task = self.tasks.get(task_id)
@@ -384,6 +391,7 @@ class TaskTable:
         task.attempt = held.attempt
         task.holder = core.self_id
         task.rebuild = rebuild
+        task.driver = held.driver if rebuild else header.driver
         task.digests = held.digests
         task.ended = held.status
         task.restore = restore

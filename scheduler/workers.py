@@ -226,7 +226,14 @@ class Pool:
         task.worker = worker
         worker.in_flight[task.header.task_id] = task
         run = RunTask(
-            task.spec, task.attempt, inline, located, worker.gpus, task.restore, task.answers
+            task.spec,
+            task.attempt,
+            inline,
+            located,
+            worker.gpus,
+            task.restore,
+            task.answers,
+            task.driver,
         )
         runs = self._runs.get(worker.client)
         if runs is None:

@@ -22,6 +22,7 @@ from regrow.messages import (
     OK,
     PENDING,
     RECOVERABLE,
+    RESUMED,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK,
@@ -94,8 +95,8 @@ class Frame:
         self.handles: list[Handle] = []
         self.counted: CountedIds | None = None
         self.content_ids: ContentIds | None = None
-        #: ``RESUMED``, for what it submits; and what else identifies actors without their state.
-        self.resumed = 0
+        #: Flags of what it submits; and what else identifies actors without their state.
+        self.passed_on = 0
         self.epoch = b""
         #: What it waits for: ("get" or "wait", handles, count), or ("credit",), ...
         self.waits: tuple[Any, ...] | None = None
@@ -396,8 +397,8 @@ class SimClient:
         name = {TASK: f"f{site}", ACTOR_CREATION: f"A{site}.__init__", ACTOR_CALL: f"A.m{site}"}
         flags = RETRY_EXCEPTIONS if program.flaky else 0
         flags |= RECOVERABLE if program.recoverable else 0
-        flags |= frame.resumed
-        if frame.resumed:
+        flags |= frame.passed_on
+        if frame.passed_on & RESUMED:
             self.cluster.checks.resubmitted(task_id, program)
         spec = TaskSpec(
             task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],

@@ -12,7 +12,6 @@ from regrow.ids import CountedIds, driver_task_id
 from regrow.messages import (
     PENDING,
     PROTOCOL_VERSION,
-    RESUMED,
     Borrow,
     Bye,
     ClientMessage,
@@ -25,6 +24,7 @@ from regrow.messages import (
     Submit,
     Subscribe,
     Welcome,
+    flags_of_driver,
 )
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class SimDriver(SimClient):
                 frame.content_ids = self.cluster.content_ids(message.job, frame.task_id)
             else:
                 frame.counted = CountedIds(message.job_root)
+            frame.passed_on = flags_of_driver(message.driver)
             if message.driver > 1:
-                frame.resumed = RESUMED
                 frame.epoch = b"\0driver %d" % message.driver
             self.begin(frame, [], [], False)
             return

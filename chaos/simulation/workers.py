@@ -13,7 +13,6 @@ from regrow.messages import (
     ACTOR_CREATION,
     OK,
     PROTOCOL_VERSION,
-    RESUMED,
     Blocked,
     Checkpoint,
     Create,
@@ -31,6 +30,7 @@ from regrow.messages import (
     TaskDone,
     TaskHeader,
     Unblocked,
+    flags_of_driver,
     spec_decoder,
 )
 from regrow.objectstore.layout import digest as digest_of
@@ -104,7 +104,7 @@ class SimWorker(SimClient):
         frame = self.frame = Frame(program, spec.task_id, spec.job)
         frame.run = run
         frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
-        frame.resumed = spec.flags & RESUMED
+        frame.passed_on = flags_of_driver(run.driver)
         self.cluster.checks.started(spec, self.node)
         if spec.kind == ACTOR_CALL:
             self._check_order(spec, program)

@@ -153,7 +153,7 @@ class Client:
             task_id, known = _content_id(parent, call, content)
         flags = (
             call.flags
-            | parent.resumed
+            | parent.passed_on
             | (
                 (ASYNC if call.durability == "async" else 0)
                 if call.durability

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from regrow._answers import Answers
 from regrow.exceptions import RaySystemError
 from regrow.ids import ContentIds, CountedIds, driver_task_id
-from regrow.messages import RESUMED
+from regrow.messages import flags_of_driver
 
 
 class ActorExit(BaseException):
@@ -24,22 +24,24 @@ class Task:
     """The driver, or a task or actor call that is running here."""
 
     __slots__ = (
-        "actor_id", "answers", "attempt", "calls", "content_ids", "counted_ids", "function_id",
-        "has_namespace", "job", "keys", "name", "namespace", "resources", "resumed",
-        "steps", "task_id",
+        "actor_id", "answers", "attempt", "calls", "content_ids", "counted_ids", "driver",
+        "function_id", "has_namespace", "job", "keys", "name", "namespace", "passed_on",
+        "resources", "steps", "task_id",
     )  # fmt: skip
 
     def __init__(
         self, task_id: bytes, job: int, job_root: bytes, name: str,
         *, replayable: bool = True, actor_id: bytes = b"", function_id: bytes = b"",
         attempt: int = 1, resources: dict[str, int] | None = None, namespace: str = "",
-        resumed: int = 0,
+        driver: int = 0,
     ) -> None:  # fmt: skip
         self.task_id = task_id
         self.job = job
         self.name = name
-        #: ``RESUMED``, for what it submits, if its job was resumed before it was submitted.
-        self.resumed = resumed
+        #: The number of the driver from which it descends, and the flags which tell that to what
+        #: it submits.
+        self.driver = driver
+        self.passed_on = flags_of_driver(driver)
         #: Of a parent that is never replayed, else None.
         self.counted_ids = None if replayable else CountedIds(job_root)
         self.content_ids = ContentIds(job_root, task_id)
@@ -65,7 +67,7 @@ def driver_task(job: int, job_root: bytes, namespace: str, driver: int) -> Task:
     """The driver of a job. That of an unnamed one (0) is never replayed: its ids are counted."""
     return Task(
         driver_task_id(job_root), job, job_root, "driver", replayable=driver > 0,
-        namespace=namespace, resumed=RESUMED if driver > 1 else 0,
+        namespace=namespace, driver=driver,
     )  # fmt: skip
 
 

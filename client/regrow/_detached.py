@@ -61,4 +61,4 @@ def create_detached(
 def runs_again(client: Client) -> bool:
     """Whether the code that runs here may have made what it makes before."""
     task = client.running.current()
-    return bool(task.resumed) or task.attempt > 1
+    return task.driver > 1 or task.attempt > 1

@@ -32,7 +32,6 @@ from regrow.messages import (
     ACTOR_CREATION,
     OK,
     RECOVERABLE,
-    RESUMED,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
     TASK_ERROR,
@@ -117,14 +116,14 @@ class Executor:
 
     # --- a task -----------------------------------------------------------------------------------
 
-    def task_of(self, spec: TaskSpec, attempt: int) -> Task:
+    def task_of(self, spec: TaskSpec, run: RunTask) -> Task:
         """What the code of this task is told of itself."""
         options = _options(spec)
         return Task(
             spec.task_id, spec.job, self._client.welcome.job_root, spec.name,
-            actor_id=spec.actor_id, attempt=attempt, resources=spec.resources,
+            actor_id=spec.actor_id, attempt=run.attempt, resources=spec.resources,
             namespace=options.get("namespace", ""), function_id=spec.function_id,
-            resumed=spec.flags & RESUMED,
+            driver=run.driver,
         )  # fmt: skip
 
     def run(self, run: RunTask) -> TaskDone | None:
@@ -182,7 +181,7 @@ class Executor:
         if run.gpus != self._gpus:
             self._gpus = run.gpus
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
-        task = self.task_of(spec, run.attempt)
+        task = self.task_of(spec, run)
         if self.saver is not None:
             task.answers = Answers(run.answers)
         self._client.running.enter(task)

@@ -22,6 +22,7 @@ from regrow.ids import answers_object_id, driver_task_id, object_id, put_object_
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
+    DRIVER_SHIFT,
     OK,
     PENDING,
     SYSTEM_ERROR,
@@ -29,6 +30,7 @@ from regrow.messages import (
     HeldTask,
     Return,
     SystemFailure,
+    TaskHeader,
     encode,
     failure_decoder,
     header_decoder,
@@ -619,8 +621,81 @@ def test_what_failed_is_taken_out_of_a_job_that_is_resumed(cluster: Cluster) -> 
     assert not cluster.do(ops.ReadTasks([first])).tasks[0].known
     # ... but of what was never there it is.
     assert cluster.append(node, Batch(outcomes=[small(task_id=b"x" * 16)])).verdict == CONFLICT
-    cluster.log(node, Batch(submitted=[cluster.task(job=job, task_id=first, outcome=small())]))
+    again = cluster.task(job=job, task_id=first, outcome=small(), driver=2)
+    cluster.log(node, Batch(submitted=[again]))
     assert cluster.do(ops.ReadTasks([first])).tasks[0].status == OK
+
+
+def test_specs_of_a_driver_that_was_replaced_are_left_out(cluster: Cluster) -> None:
+    """They were on their way when another driver took the job over: it submits the same tasks, and
+    must not wait for those of the first, which nobody holds."""
+    node, other = cluster.nodes
+    job = resume(cluster).job
+    logged = cluster.task(job=job)
+    cluster.log(node, Batch(submitted=[logged]))
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    assert resume(cluster, b"another driver..").driver == 2
+    pending, ended = cluster.task(job=job), cluster.task(job=job, outcome=small())
+    new, elsewhere = cluster.task(job=job, driver=2), cluster.task()
+    late = [pending, ended, new, elsewhere]
+    cluster.log(node, Batch(submitted=late))
+    ids = [task.header.task_id for task in late]
+    states = cluster.do(ops.ReadTasks(ids)).tasks
+    assert [state.known for state in states] == [False, False, True, True]
+    # What their node, which has not heard of it, says of them, is no contradiction.
+    cluster.log(node, Batch(outcomes=[small(task_id=ids[0])]))
+    cluster.log(node, Batch(holders=[ops.NewHolder(ids[0], 1, other)]))
+    assert not cluster.do(ops.ReadTasks(ids[:1])).tasks[0].known
+    for task in (logged, pending, ended):  # as the second driver submits them, elsewhere
+        again = cluster.task(other, job=job, task_id=task.header.task_id, driver=2)
+        cluster.log(other, Batch(submitted=[again]))
+    said = [small(b"other", task_id=t.header.task_id) for t in (logged, pending, ended)]
+    cluster.log(node, Batch(outcomes=said, holders=[ops.NewHolder(ids[0], 1, node)]))
+    cluster.log(node, Batch(submitted=[pending, ended]))
+    rows = cluster.do(ops.ReadTasks([logged.header.task_id, *ids[:2]])).tasks
+    assert [(row.status, row.holder) for row in rows] == [(PENDING, other[0])] * 3
+    cluster.log(other, Batch(outcomes=[small(task_id=ids[0])]))
+    assert cluster.do(ops.ReadTasks(ids[:1])).tasks[0].status == OK
+
+
+def test_an_actor_whose_creation_was_left_out_never_was(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    job = resume(cluster).job
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    resume(cluster, b"another driver..")
+    actor_id = cluster.new_id()
+    creation = cluster.task(
+        task_id=actor_id, actor_id=actor_id, kind=ACTOR_CREATION, job=job, outcome=small()
+    )
+    alive = (actor_id, job, True, None)
+    cluster.log(node, Batch(submitted=[creation], actors=[alive]))
+    assert not cluster.do(ops.ReadActor(actor_id)).found
+    cluster.log(node, Batch(actors=[alive]))
+    assert not cluster.do(ops.ReadActor(actor_id)).found
+    cluster.log(node, Batch(submitted=[replace(creation, header=_by(creation, 2))]))
+    cluster.log(node, Batch(actors=[alive]))
+    assert cluster.do(ops.ReadActor(actor_id)).state == "alive"
+
+
+def _by(submitted: Submitted, driver: int) -> TaskHeader:
+    return replace(submitted.header, flags=driver << DRIVER_SHIFT)
+
+
+def test_tasks_that_run_again_are_told_who_drives_their_job_now(cluster: Cluster) -> None:
+    """What they submit is the present driver's, whoever submitted them."""
+    node = cluster.nodes[0]
+    job = resume(cluster).job
+    done, unnamed = cluster.task(job=job, outcome=large()), cluster.task(outcome=large())
+    actor_id = create_actor(cluster, job, max_restarts=-1)
+    cluster.log(node, Batch(functions=[FUNCTION], submitted=[done, unnamed]))
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    resume(cluster, b"another driver..")
+    ids = [done.header.task_id, unnamed.header.task_id]
+    granted = cluster.do(ops.GrantRebuilds(cluster.epoch, ids, node))
+    assert [task.driver for task in granted.tasks] == [2, 0]
+    restored = cluster.do(ops.RestoreActor(cluster.epoch, actor_id, node, node))
+    assert restored.creation is not None
+    assert restored.creation.driver == 2
 
 
 def test_a_detached_job_ends_when_nothing_in_it_is_unfinished(cluster: Cluster) -> None:

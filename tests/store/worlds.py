@@ -20,6 +20,7 @@ from regrow.gcs.operations import Append, AppendResult, Batch, Outcome, Submitte
 from regrow.gcs.store import PostgresStore
 from regrow.ids import CountedIds, driver_task_id, object_id, put_object_id
 from regrow.messages import (
+    DRIVER_SHIFT,
     OK,
     TASK,
     FunctionDef,
@@ -113,7 +114,7 @@ class PostgresWorld:
         self.sql.execute(
             "TRUNCATE regrow.jobs, regrow.functions, regrow.nodes, regrow.task_log,"
             " regrow.object_log, regrow.stored_objects, regrow.actors, regrow.checkpoints,"
-            " regrow.rebuilds, regrow.events RESTART IDENTITY"
+            " regrow.rebuilds, regrow.events, regrow.discarded_tasks RESTART IDENTITY"
         )
         self.sql.execute("ALTER SEQUENCE regrow.node_ids RESTART")
         self._offset_s = 0.0
@@ -245,16 +246,17 @@ class Cluster:
         attempt: int = 1,
         resources: Resources | None = None,
         outcome: Outcome | None = None,
+        driver: int = 1,
     ) -> Submitted:
-        """A spec; held and awaited by the first node unless told otherwise."""
+        """A spec of the first driver; held and awaited by the first node unless told otherwise."""
         task_id = task_id or self.new_id()
         holder = holder or self.nodes[0]
         if outcome is not None:
             outcome = msgspec.structs.replace(outcome, task_id=task_id)
         spec = TaskSpec(
             task_id, parent or self.driver, job or self.job, FUNCTION.function_id, "square", kind,
-            actor_id, deps or [], nested or [], resources, num_returns, max_retries, 0, "",
-            b"arguments",
+            actor_id, deps or [], nested or [], resources, num_returns, max_retries,
+            driver << DRIVER_SHIFT, "", b"arguments",
         )  # fmt: skip
         header = TaskHeader(*[getattr(spec, name) for name in TaskHeader.__struct_fields__])
         return Submitted(

@@ -47,6 +47,8 @@ class RunTask(WirePart, frozen=True):
     restore: bytes = b""
     #: Of an actor's call that is replayed to bring it back: what ``wait`` and timed ``get`` said.
     answers: bytes | None = None
+    #: Which driver of its job what it submits is to descend from.
+    driver: int = 0
 
 
 class PutValue(WirePart, frozen=True):

@@ -234,6 +234,8 @@ class HeldTask(WirePart, frozen=True):
     status: int = OK
     #: Of an actor's call that is replayed to bring it back: what ``wait`` and timed ``get`` said.
     answers: bytes = b""
+    #: Of a rebuild: which driver its job has now.
+    driver: int = 0
 
 
 class Reassigned(WireMessage, frozen=True, tag=114):
@@ -322,6 +324,8 @@ class JobClosed(WireMessage, frozen=True, tag=119):
     """Its tasks, actors and objects on this node are to be dropped."""
 
     job: int
+    #: Of a named job: those of its drivers up to this number.
+    driver: int = 0
 
 
 class ActorAt(WireMessage, frozen=True, tag=120):

@@ -40,6 +40,16 @@ RESUMED: Final = 16
 CHECKPOINT: Final = 32
 #: Of an actor's creation: it lives until it is killed, whoever holds it.
 DETACHED: Final = 64
+#: The bits from here on are a number: which driver of a named job submitted the task, or what it
+#: descends from; 0 of unnamed jobs. The log takes no specs of a driver that another has replaced.
+DRIVER_SHIFT: Final = 16
+
+
+def flags_of_driver(driver: int) -> int:
+    """What the driver of this number, and its descendants, put into the flags of what they
+    submit."""
+    return driver << DRIVER_SHIFT | (RESUMED if driver > 1 else 0)
+
 
 Resources = dict[str, int]
 
@@ -74,6 +84,11 @@ class TaskHeader(WirePart, frozen=True):
     flags: int
     #: "" or "SPREAD" or "node:<id>" / "node:<id>:soft".
     strategy: str
+
+    @property
+    def driver(self) -> int:
+        """The number in ``flags``."""
+        return self.flags >> DRIVER_SHIFT
 
 
 class TaskSpec(TaskHeader, frozen=True):
