@@ -14,12 +14,21 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from regrow.chaos.sim_reads import SimReads, digests
-from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow
+from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow, TaskRow
 from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
 from regrow.gcs.store_values import ACTOR_LOST, CANCELLED, JOB_ENDED, NO_RESTART_LEFT
 from regrow.ids import answers_object_id, driver_task_id
-from regrow.messages import ACTOR_CALL, ACTOR_CREATION, OK, PENDING, TASK_ERROR, HeldTask
+from regrow.messages import (
+    ACTOR_CALL,
+    ACTOR_CREATION,
+    OK,
+    PENDING,
+    TASK_ERROR,
+    HeldTask,
+    header_decoder,
+    spec_of_driver,
+)
 
 CLUSTER_ID: Final = b"simulated store."
 NO_STAMP: Final = 0
@@ -252,6 +261,7 @@ class SimStore(SimReads):
             )  # fmt: skip
             self.jobs.put(job, entry)
             self._restart_actors(job)
+            self._let_go_on(job, entry)
             self._discard(job, entry.driver_id)
         if entry.driver == 1:
             return ops.JobResumed(job, op.job_root, 1, entry.runtime)
@@ -272,16 +282,47 @@ class SimStore(SimReads):
                 )
                 self.actors.put(actor_id, back)
 
-    def _discard(self, job: int, driver_id: bytes) -> None:
-        """What failed or was cancelled, and actors without their state that tasks had made."""
+    def _let_go_on(self, job: int, entry: JobEntry) -> None:
+        """What ended badly, and whose parent ended well: nobody will submit it again."""
+        forgotten = self._forgotten_actors(job, entry.driver_id)
         rows = [(key, row) for key, row in self.tasks.items() if row.header.job == job]
-        forgotten = {
+        for key, row in rows:
+            parent = self.tasks.get(row.header.parent_id)
+            found = parent is not None and parent.status == OK
+            gone = row.header.actor_id in forgotten or (
+                parent is not None and parent.header.actor_id in forgotten
+            )
+            if not found or gone or row.status in (OK, PENDING) or self._is_history(row):
+                continue
+            spec = spec_of_driver(row.spec, entry.driver)
+            again = replace(
+                row, spec=spec, header=header_decoder.decode(spec), holder=(0, 0), given=0,
+                attempt=row.attempt + 1, status=PENDING, outcome=None,
+            )  # fmt: skip
+            self.put_task(key, again)
+            self.discarded.put(key, job)
+
+    def _is_history(self, row: TaskRow) -> bool:
+        """A method's exception, of an actor that comes back."""
+        actor = self.actors.get(row.header.actor_id)
+        stays = actor is not None and actor.state != "dead" and bool(actor.max_restarts)
+        return row.status == TASK_ERROR and row.header.kind == ACTOR_CALL and stays
+
+    def _forgotten_actors(self, job: int, driver_id: bytes) -> set[bytes]:
+        """Actors without their state that tasks had made."""
+        return {
             key
-            for key, row in rows
-            if row.header.kind == ACTOR_CREATION
+            for key, row in self.tasks.items()
+            if row.header.job == job
+            and row.header.kind == ACTOR_CREATION
             and not row.header.max_retries
             and row.header.parent_id != driver_id
         }
+
+    def _discard(self, job: int, driver_id: bytes) -> None:
+        """What failed or was cancelled, and actors without their state that tasks had made."""
+        rows = [(key, row) for key, row in self.tasks.items() if row.header.job == job]
+        forgotten = self._forgotten_actors(job, driver_id)
         for actor_id, actor in list(self.actors.items()):
             creation = self.tasks.get(actor_id)
             made = creation is not None and creation.status == OK
@@ -289,12 +330,9 @@ class SimStore(SimReads):
             if known and (actor_id in forgotten or not made):
                 self.actors.remove(actor_id)
         for key, row in rows:
-            actor_back = self.actors.get(row.header.actor_id)
-            stays = (
-                actor_back is not None and actor_back.state != "dead" and actor_back.max_restarts
-            )
-            raised = row.status == TASK_ERROR and not (row.header.kind == ACTOR_CALL and stays)
-            if raised or row.status not in (OK, TASK_ERROR) or row.header.actor_id in forgotten:
+            row = self.tasks[key]
+            ended_badly = row.status not in (OK, PENDING) and not self._is_history(row)
+            if ended_badly or row.header.actor_id in forgotten:
                 self.tasks.remove(key)
                 self.unfinished.remove(key)
                 if row.status == CANCELLED:

@@ -99,6 +99,7 @@ class Core:
         self.restarts.dead = self.actors.died
         self.fencing.restarting = self.restarts.lost
         self.jobs.restarting = self.restarts.lost
+        self.jobs.sweep = self.fencing.sweep
         self.fencing.remind_restarts = self.restarts.remind
         self.inquiries = Inquiries(context, self.members)
         self.members.replace = self.fencing.replace

@@ -102,8 +102,8 @@ class _Ending(Continuation):
 
 
 class Jobs:
-    """Set by the core: ``closed(job)`` after Postgres has it as ended; ``restarting(actors)`` of a
-    job that is resumed."""
+    """Set by the core: ``closed(job)`` after Postgres has it as ended; ``sweep`` and
+    ``restarting(actors)`` of a job that is resumed."""
 
     def __init__(self, context: Context, members: Membership) -> None:
         self._context = context
@@ -120,6 +120,7 @@ class Jobs:
         self._look_at = 0.0
         self.closed: Callable[[int], None]
         self.restarting: Callable[[list[RestartingActor]], None]
+        self.sweep: Callable[[], None]
         context.on(_Loading, self._jobs_read)
         context.on(_Creating, self._created)
         context.on(_Reopening, self._job_read)
@@ -294,6 +295,8 @@ class Jobs:
         )  # fmt: skip
         self._opened(then.opener.asker, opened, message.name, message.detached)
         self.restarting(resumed.restarting)
+        if resumed.driver > 1:
+            self.sweep()  # what goes on by itself has no holder yet
 
     # closing
 

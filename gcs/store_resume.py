@@ -1,7 +1,8 @@
 """Resuming a named job, as a transaction on Postgres.
 
 What ended well stays and is found again by its id. What failed, or was cancelled when the last
-driver went, is taken out, so that the next driver's submissions run it again.
+driver went, is taken out, so that the next driver's submissions run it again; or goes on at once,
+if its parent ended well and will therefore not submit it again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from regrow.gcs.store_jobs import LOCK_NODES
 from regrow.gcs.store_session import Connection, Row, run
 from regrow.gcs.store_values import JOB_ENDED
 from regrow.ids import driver_task_id
-from regrow.messages import encode
+from regrow.messages import encode, spec_of_driver
 
 #: Two drivers of one name are one after the other.
 _LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtext('regrow.job'), hashtext(:name))"
@@ -74,6 +75,33 @@ WITH gone AS (
     RETURNING t.task_id, t.status)
 INSERT INTO regrow.discarded_tasks (task_id, job)
 SELECT task_id, :job FROM gone WHERE status = 4
+ON CONFLICT DO NOTHING
+"""
+#: What failed or was cancelled, and whose parent ended well: nobody will submit it again.
+_LEFT_BEHIND = f"""
+SELECT t.task_id, t.spec FROM regrow.task_log t
+WHERE t.part = :part AND t.job = :job AND t.status IN (2, 3, 4)
+    AND NOT (t.status = 2 AND t.kind = 2 AND EXISTS (
+        SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id
+            AND a.state <> 'dead' AND coalesce(a.max_restarts, 0) <> 0))
+    AND (t.actor_id IS NULL OR t.actor_id NOT IN ({_FORGOTTEN_ACTORS}))
+    AND EXISTS (
+        SELECT FROM regrow.task_log p
+        WHERE p.part = :part AND p.task_id = t.parent_id AND p.status = 1
+            AND (p.actor_id IS NULL OR p.actor_id NOT IN ({_FORGOTTEN_ACTORS})))
+ORDER BY t.task_id
+"""
+#: They have no holder until the next sweep, and descend from the new driver.
+_GO_ON = """
+UPDATE regrow.task_log t SET status = 0, attempt = attempt + 1, holder = 0, holder_incarnation = 0,
+    spec = v.spec, error = NULL, finished_at = NULL, given_at = NULL, duration_us = NULL,
+    result = NULL, result_size = NULL, result_digest = NULL, result_refs = NULL, actor_seq = NULL
+FROM unnest(CAST(:ids AS bytea[]), CAST(:specs AS bytea[])) AS v (task_id, spec)
+WHERE t.part = :part AND t.task_id = v.task_id
+"""
+_NOTE_DISCARDED = """
+INSERT INTO regrow.discarded_tasks (task_id, job)
+SELECT task_id, :job FROM unnest(CAST(:ids AS bytea[])) AS v (task_id)
 ON CONFLICT DO NOTHING
 """
 _RESTARTING = """
@@ -141,8 +169,23 @@ def _resume(connection: Connection, op: ResumeJob, job: Row) -> int:
     )
     run(connection, _RESTART_ACTORS, **which, job_ended=encode(JOB_ENDED))
     run(connection, _DELETE_ACTORS, **which, driver_id=job.driver_id)
+    _let_go_on(connection, which, job.driver_id, driver)
     run(connection, _DISCARD, **which, driver_id=job.driver_id)
     return int(driver)
+
+
+def _let_go_on(
+    connection: Connection, which: dict[str, int], driver_id: bytes, driver: int
+) -> None:
+    """Tasks that ended badly, and whose parents are found and not run again, go on by
+    themselves."""
+    rows = run(connection, _LEFT_BEHIND, **which, driver_id=driver_id)
+    if not rows:
+        return
+    ids = [row.task_id for row in rows]
+    specs = [spec_of_driver(row.spec, driver) for row in rows]
+    run(connection, _GO_ON, part=which["part"], ids=ids, specs=specs)
+    run(connection, _NOTE_DISCARDED, job=which["job"], ids=ids)
 
 
 def _answer(connection: Connection, job: Row, driver: int) -> JobResumed:

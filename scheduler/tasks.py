@@ -153,8 +153,8 @@ class TaskTable:
         self._restoring: dict[bytes, list[Task]] = {}
         #: Whose last argument is known, and that are to go on; the first one is at it.
         self._arrived: deque[Task] = deque()
-        #: Tasks of other nodes that ended here, and in which attempt; oldest first.
-        self._guests_ended: OrderedDict[bytes, int] = OrderedDict()
+        #: Tasks of other nodes that ended here: for which driver, in which attempt; oldest first.
+        self._guests_ended: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
 
     # --- arrival ----------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class TaskTable:
         core, objects = self._core, self._core.objects
         task = self.tasks.get(header.task_id)
         runs = task is not None and task.state != REMOTE
-        if runs or self._has_ended(header.task_id, handed.attempt):
+        if runs or self._has_ended(header, handed.attempt):
             # A driver that went from there to here submitted it here too.
             if handed.submitter != core.node_id and not core.is_dead(handed.submitter):
                 objects.watch(handed.submitter, returns_of(header))
@@ -364,7 +364,7 @@ class TaskTable:
         task_id = header.task_id
         if not rebuild and not core.admits(header.job, header.driver):
             return
-        if not rebuild and self._has_ended(task_id, held.attempt):
+        if not rebuild and self._has_ended(header, held.attempt):
             return
         task = self.tasks.get(task_id)
         if task is not None:
@@ -419,10 +419,11 @@ class TaskTable:
             return
         self._resolve_pinned(task)
 
-    def _has_ended(self, task_id: bytes, attempt: int) -> bool:
+    def _has_ended(self, header: TaskHeader, attempt: int) -> bool:
         """The log is about to say so, or has; whoever told of the task may not have known."""
-        known = self._guests_ended.get(task_id, 0) >= attempt
-        return known or self._core.journal.has_ended(task_id)
+        known = self._guests_ended.get(header.task_id)
+        ended = known is not None and known >= (header.driver, attempt)
+        return ended or self._core.journal.has_ended(header.task_id)
 
     def detach(self, task: Task) -> None:
         """It awaits its arguments no more."""
@@ -925,7 +926,7 @@ class TaskTable:
             self._core.transport.discard((oid, task.attempt))
 
     def _guest_ended(self, task: Task) -> None:
-        self._guests_ended[task.header.task_id] = task.attempt
+        self._guests_ended[task.header.task_id] = task.header.driver, task.attempt
         if len(self._guests_ended) > GUESTS_REMEMBERED:
             self._guests_ended.popitem(last=False)
 

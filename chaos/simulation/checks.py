@@ -105,8 +105,17 @@ class Checks:
         index = int.from_bytes(oid[16:], "big")
         return values[min(index, len(values) - 1)]
 
-    def content(self, golden: Golden, status: int, data: bytes, who: str) -> None:
-        """A program reads a value."""
+    def is_over(self, job: int, driver: int) -> bool:
+        """Whether this driver of a named job is no more: its tasks are told so."""
+        entry = self._cluster.database.store.jobs.get(job)
+        return entry is None or entry.status != "running" or driver < entry.driver
+
+    def content(
+        self, golden: Golden, status: int, data: bytes, who: str, over: bool = False
+    ) -> None:
+        """A program reads a value; ``over``: its driver is no more."""
+        if over and status == SYSTEM_ERROR and failure_decoder.decode(data).code == "cancelled":
+            return
         if status == golden.status and status != SYSTEM_ERROR and data[:8] == golden.hash:
             return
         legitimate = status == SYSTEM_ERROR or (status != OK and data == TAINTED)
@@ -118,12 +127,12 @@ class Checks:
             + (", for sure" if golden.sure else ""),
         )
 
-    def value_seen(self, value: Value, who: str) -> None:
+    def value_seen(self, value: Value, who: str, over: bool) -> None:
         """A client is told of a value."""
         golden = self.golden(value.object_id)
         self.require(golden is not None, f"{who} is told of an object that nobody made")
         if value.data is not None and golden is not None:
-            self.content(golden, value.status, value.data, f"{who} ({value.object_id.hex()})")
+            self.content(golden, value.status, value.data, f"{who} ({value.object_id.hex()})", over)
 
     # --- what leaves a node -----------------------------------------------------------------------
 
@@ -144,7 +153,8 @@ class Checks:
             for handed in message.tasks:
                 task_id = header_decoder.decode(handed.spec).task_id
                 self.require(
-                    task_id in store.tasks, f"{task_id.hex()} was handed over before its commit"
+                    task_id in store.tasks or task_id in store.discarded,
+                    f"{task_id.hex()} was handed over before its commit",
                 )
                 for value in handed.values:
                     self._must_be_committed(node, value)
@@ -172,6 +182,8 @@ class Checks:
                 return
         if value.status == SYSTEM_ERROR:
             return  # an object that is lost is a lost object, not a result
+        if producer(oid) in store.discarded:
+            return  # of a driver that is no more, and so is who is told
         self.require(
             row.known and row.status != PENDING and row.value is not None,
             f"{node.name} told of {oid.hex()} before its commit",

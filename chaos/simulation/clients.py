@@ -98,6 +98,8 @@ class Frame:
         #: Flags of what it submits; and what else identifies actors without their state.
         self.passed_on = 0
         self.epoch = b""
+        #: From which driver of its job it descends.
+        self.driver = 0
         #: What it waits for: ("get" or "wait", handles, count), or ("credit",), ...
         self.waits: tuple[Any, ...] | None = None
         self.run: RunTask | None = None
@@ -222,13 +224,18 @@ class SimClient:
 
     def _values(self, values: list[Value]) -> None:
         for value in values:
-            self.cluster.checks.value_seen(value, self.name)
+            over = self._is_over(self.frame_that_writes(value.object_id))
+            self.cluster.checks.value_seen(value, self.name, over)
             ref = self.refs.get(value.object_id)
             if ref is not None and ref.content is None:
                 ref.status = value.status
                 if value.data is not None:
                     ref.content = value.data
                     ref.reading = False
+
+    def _is_over(self, frame: Frame | None) -> bool:
+        """Whether its driver is no more; without a frame it may have been one of those."""
+        return frame is None or self.cluster.checks.is_over(frame.job, frame.driver)
 
     def _located(self, location: Location) -> None:
         assert self.node is not None
@@ -271,7 +278,8 @@ class SimClient:
 
     def decode(self, frame: Frame, status: int, data: bytes, handle: Handle) -> Content:
         """Bytes as the program sees them, compared with what they have to be."""
-        self.cluster.checks.content(handle.golden, status, data, self.name)
+        over = self._is_over(frame)
+        self.cluster.checks.content(handle.golden, status, data, self.name, over)
         if status == SYSTEM_ERROR:
             return Content(status, b"\xff" * 8, [])
         refs: list[Handle] = []

@@ -110,7 +110,7 @@ class SimDriver(SimClient):
         self.welcome = message
         frame = self.frame
         if not frame.job:
-            self.driver = message.driver
+            self.driver = frame.driver = message.driver
             frame.job = message.job
             frame.task_id = driver_task_id(message.job_root)
             self.cluster.job_roots[message.job] = message.job_root

@@ -55,7 +55,7 @@ class SimWorker(SimClient):
         self.is_actor = False
         self.exiting = False
         #: Of an actor: the last call of each caller.
-        self._orders: dict[bytes, int] = {}
+        self._orders: dict[bytes, tuple[int, int]] = {}
         #: Of an actor that restarts: what all calls so far, in their order, have made of it.
         self.state = b""
         self._checkpoint_every = 0
@@ -104,6 +104,7 @@ class SimWorker(SimClient):
         frame = self.frame = Frame(program, spec.task_id, spec.job)
         frame.run = run
         frame.content_ids = self.cluster.content_ids(spec.job, spec.task_id)
+        frame.driver = run.driver
         frame.passed_on = flags_of_driver(run.driver)
         self.cluster.checks.started(spec, self.node)
         if spec.kind == ACTOR_CALL:
@@ -154,11 +155,12 @@ class SimWorker(SimClient):
         assert run is not None
         if program.recoverable and run.attempt > 1 and run.answers is None:
             return
-        last = self._orders.get(spec.parent_id, 0)
+        # The next driver of a job begins with its first call, which its arguments may have changed.
+        call, last = (spec.driver, program.order), self._orders.get(spec.parent_id, (0, 0))
         self.cluster.checks.require(
-            program.order > last, f"{self.name}: call {program.order} of a caller after {last}"
+            call > last, f"{self.name}: call {call[1]} of a caller after {last[1]}"
         )
-        self._orders[spec.parent_id] = program.order
+        self._orders[spec.parent_id] = call
 
     def block(self, frame: Frame) -> None:
         waiting = frame.waits is not None and frame.waits[0] in ("get", "wait", "credit")

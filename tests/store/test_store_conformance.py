@@ -698,6 +698,37 @@ def test_tasks_that_run_again_are_told_who_drives_their_job_now(cluster: Cluster
     assert restored.creation.driver == 2
 
 
+def test_children_whose_parents_are_found_go_on_in_a_job_that_is_resumed(cluster: Cluster) -> None:
+    """Nobody submits them again: their references may be in the results that are found."""
+    node, other = cluster.nodes
+    job = resume(cluster).job
+    failed = Outcome(b"", 1, TASK_ERROR, [Return(1, b"", b"x")])
+    parent, unfinished = cluster.task(job=job, outcome=small()), cluster.task(job=job)
+    left, raised = (
+        cluster.task(job=job, parent=parent.header.task_id, outcome=outcome)
+        for outcome in (None, failed)
+    )
+    again = cluster.task(job=job, parent=unfinished.header.task_id)
+    tasks = [parent, unfinished, left, raised, again]
+    cluster.log(node, Batch(functions=[FUNCTION], submitted=tasks))
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    resume(cluster, b"another driver..")
+    ids = [task.header.task_id for task in tasks]
+    states = cluster.do(ops.ReadTasks(ids)).tasks
+    assert [(state.known, state.status) for state in states] == [
+        (True, OK), (False, PENDING), (True, PENDING), (True, PENDING), (False, PENDING),
+    ]  # fmt: skip
+    # What the node still says of the last driver's task is no contradiction, and is not taken.
+    cluster.log(node, Batch(outcomes=[small(task_id=ids[2])]))
+    assert cluster.do(ops.ReadTasks([ids[2]])).tasks[0].status == PENDING
+    given = cluster.do(ops.Sweep(cluster.epoch, [other])).reassigned
+    held = [held for tasks in given.values() for held in tasks]
+    assert task_ids(held) == sorted([ids[2], ids[3]])
+    assert {header_decoder.decode(task.spec).driver for task in held} == {2}
+    assert {task.attempt for task in held} == {3}
+    assert list(given) == [node[0]], "the node that submitted them lives"
+
+
 def test_a_detached_job_ends_when_nothing_in_it_is_unfinished(cluster: Cluster) -> None:
     node = cluster.nodes[0]
     one, two, three = (

@@ -155,4 +155,13 @@ encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = encoder.encode
 header_decoder: Final = msgspec.msgpack.Decoder(TaskHeader)
 spec_decoder: Final = msgspec.msgpack.Decoder(TaskSpec)
+
+
+def spec_of_driver(spec: bytes, driver: int) -> bytes:
+    """The same specification, as of a descendant of this driver of its job."""
+    decoded = spec_decoder.decode(spec)
+    flags = decoded.flags & (1 << DRIVER_SHIFT) - 1 | flags_of_driver(driver)
+    return msgspec.msgpack.encode(msgspec.structs.replace(decoded, flags=flags))
+
+
 failure_decoder: Final = msgspec.msgpack.Decoder(SystemFailure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from regrow.gcs.operations import CONFLICT, FENCED
 from regrow.ids import driver_task_id, object_id, put_object_id
@@ -49,6 +49,7 @@ from regrow.messages import (
     Whereabouts,
     encode,
     failure_decoder,
+    flags_of_driver,
 )
 from regrow.objectstore.layout import digest
 from regrow.scheduler import events
@@ -519,6 +520,21 @@ def test_a_task_that_has_ended_here_is_not_run_again_for_a_reminder_that_is_out_
     node.commit_all()
     node.say(events.StoreSaid(Reassigned([HeldTask(Raw(encode(spec)), 1, 2)])))
     assert runs(node, worker, spec) == 1
+
+
+def test_a_task_that_ended_here_is_run_again_for_the_next_driver_of_its_job() -> None:
+    """What its first driver left behind was moved about, in more attempts than it needs now."""
+    node, worker = running()
+    node.say(events.StoreSaid(Nodes([view(1), view(2)])))
+    first_one = node.spec(flags=flags_of_driver(1))
+    node.say(
+        events.PeerSaid(2, HandOver([HandedTask(Raw(encode(first_one)), 3, 2, [], [])], []), 1)
+    )
+    node.finish(worker, first_one, attempt=3)
+    node.commit_all()
+    second = structs.replace(first_one, flags=flags_of_driver(2))
+    node.say(events.PeerSaid(2, HandOver([HandedTask(Raw(encode(second)), 1, 2, [], [])], []), 1))
+    assert runs(node, worker, second) == 1
 
 
 def test_who_hands_over_what_has_ended_here_already_is_told_of_the_result() -> None:
