@@ -27,6 +27,7 @@ from regrow.messages import (
     TASK_ERROR,
     HeldTask,
     header_decoder,
+    keyed_content,
     spec_of_driver,
 )
 
@@ -414,7 +415,15 @@ class SimStore(SimReads):
     # --- recovery ---------------------------------------------------------------------------------
 
     def _read_tasks(self, op: ops.ReadTasks) -> ops.TaskRows:
-        return ops.TaskRows([self.task_state(task_id) for task_id in op.task_ids])
+        states = [self.task_state(task_id) for task_id in op.task_ids]
+        return ops.TaskRows(
+            [
+                replace(state, content=keyed_content(self.tasks[state.task_id].spec)[1])
+                if state.task_id in op.keyed and state.known
+                else state
+                for state in states
+            ]
+        )
 
     def _read_objects(self, op: ops.ReadObjects) -> ops.ObjectRows:
         return ops.ObjectRows([self.object(oid) for oid in op.object_ids])

@@ -60,7 +60,9 @@ class Inquiries:
         self._read(_LookUp(node.key, message))
 
     def _read(self, lookup: _LookUp) -> None:
-        self._context.execute(ReadTasks(lookup.message.task_ids), _Tasks(lookup))
+        self._context.execute(
+            ReadTasks(lookup.message.task_ids, lookup.message.keyed), _Tasks(lookup)
+        )
 
     def _tasks_read(self, then: _Tasks, reply: Reply) -> None:
         rows: TaskRows = reply.result

@@ -467,6 +467,8 @@ class ReadTasks(_Value, frozen=True):
     """-> TaskRows, in the order asked"""
 
     task_ids: list[bytes]
+    #: Those of which it is told what was submitted, too.
+    keyed: list[bytes] = []
 
 
 class TaskRows(_Value, frozen=True):

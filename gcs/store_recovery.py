@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from regrow.gcs.operations import (
     GrantRebuilds,
     Lineage,
@@ -26,6 +28,7 @@ from regrow.messages import (
     HeldTask,
     TaskState,
     Value,
+    keyed_content,
 )
 
 _TASKS = """
@@ -36,6 +39,11 @@ FROM regrow.task_log t LEFT JOIN regrow.nodes n
     ON n.node_id = t.holder AND n.incarnation = t.holder_incarnation AND n.alive
 WHERE t.task_id = ANY (CAST(:ids AS bytea[]))
     AND (CAST(:parts AS int[]) IS NULL OR t.part = ANY (CAST(:parts AS int[])))
+"""
+_SPECS = """
+SELECT task_id, spec FROM regrow.task_log
+WHERE task_id = ANY (CAST(:ids AS bytea[]))
+    AND (CAST(:parts AS int[]) IS NULL OR part = ANY (CAST(:parts AS int[])))
 """
 _OBJECTS = """
 SELECT o.object_id, o.task_id, o.size, o.digest, o.data, o.refs,
@@ -62,7 +70,16 @@ def _split(joined: bytes | None) -> list[bytes]:
 def read_tasks(connection: Connection, op: ReadTasks) -> TaskRows:
     tasks = by_id(connection, _TASKS, set(op.task_ids))
     objects = further_returns(connection, list(tasks.values()))
-    return TaskRows([_task_state(task_id, tasks.get(task_id), objects) for task_id in op.task_ids])
+    states = [_task_state(task_id, tasks.get(task_id), objects) for task_id in op.task_ids]
+    specs = by_id(connection, _SPECS, op.keyed)
+    return TaskRows(
+        [
+            replace(state, content=keyed_content(specs[state.task_id].spec)[1])
+            if state.task_id in specs
+            else state
+            for state in states
+        ]
+    )
 
 
 def _task_state(task_id: bytes, row: Row | None, objects: dict[bytes, Row]) -> TaskState:

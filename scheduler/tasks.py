@@ -28,6 +28,7 @@ from regrow.messages import (
     ASYNC,
     CHECKPOINT,
     DRIVER_SHIFT,
+    KEYED,
     OK,
     PENDING,
     RECOVERABLE,
@@ -51,6 +52,7 @@ from regrow.messages import (
     encode,
     failure_decoder,
     header_decoder,
+    keyed_content,
 )
 from regrow.objectstore.effects import ObjectKey
 from regrow.objectstore.layout import digest as digest_of
@@ -184,10 +186,26 @@ class TaskTable:
     def _refuse(self, header: TaskHeader, client: int) -> None:
         """The log would not take it. Whoever submitted it ends, or works for others and is not to
         wait for it; nobody else is told: the next driver submits the same task."""
-        self._core.journal.acknowledge(client, 1)
         message = f"{header.name}: its job has ended, or was taken over by another driver."
+        self._core.journal.acknowledge(client, 1)
         for oid in returns_of(header):
             self._core.tell(client, failure_value(oid, "cancelled", message))
+
+    def _mismatch(self, header: TaskHeader, client: int, spec: Raw, entries: list[Entry]) -> None:
+        """Its key stands for another call in the log."""
+        key, _ = keyed_content(spec)
+        message = (
+            f"{header.name}.options(key={key!r}) was submitted before, by an earlier driver of the "
+            "job or an earlier attempt, with another function or other arguments; one key names "
+            "one call. Take another key, or begin a new run of the job"
+        )
+        self._core.journal.acknowledge(client, 1)
+        for entry in entries:
+            value = failure_value(entry.object_id, "replay_mismatch", message)
+            if entry.value is None:
+                self._core.objects.set_value(entry, value)
+            else:
+                self._core.tell(client, value)
 
     def _look_up(self, held: list[tuple[int, TaskHeader, Raw]]) -> None:
         self._lookup_number += 1
@@ -201,14 +219,13 @@ class TaskTable:
             for oid in returns_of(header):
                 entry(oid).pins += 1
             self._own(header, client)
-        ids = [header.task_id for _, header, _ in held]
         # The answer is read from the log, so what this node knows has to be in it.
-        self._core.send_store_held(LookUpTasks(self._lookup_number, ids))
+        self._core.send_store_held(_question(self._lookup_number, held))
 
     def look_up_again(self) -> None:
         """The control store may have forgotten the question."""
         for number, held in self._lookups.items():
-            self._core.send_store(LookUpTasks(number, [header.task_id for _, header, _ in held]))
+            self._core.send_store(_question(number, held))
 
     def is_looking_up(self, task_id: bytes) -> bool:
         return task_id in self._looking_up
@@ -243,6 +260,9 @@ class TaskTable:
         core = self._core
         if not self._admits(header, self.tasks.get(header.parent_id)):
             self._refuse(header, client)
+            return
+        if state.content and state.content != keyed_content(spec)[1]:
+            self._mismatch(header, client, spec, entries)
             return
         known_here = header.task_id in self.tasks or entries[0].value is not None
         held_here = state.status == PENDING and state.holder == core.node_id
@@ -1044,6 +1064,12 @@ class TaskTable:
                 assert task_id in task.worker.in_flight, "its worker does not know of it"
             if task.state == REMOTE:
                 assert task.node, "handed over to nobody"
+
+
+def _question(number: int, held: list[tuple[int, TaskHeader, Raw]]) -> LookUpTasks:
+    headers = [header for _, header, _ in held]
+    keyed = [header.task_id for header in headers if header.flags & KEYED]
+    return LookUpTasks(number, [header.task_id for header in headers], keyed)
 
 
 def returns_of(header: TaskHeader) -> list[bytes]:

@@ -164,7 +164,10 @@ class Client:
             return [self.refs.borrowed(object_id(task_id, i)) for i in range(call.num_returns)]
         options = call.options
         if parent.has_namespace:
-            options = _with_namespace(options, parent.namespace)
+            options = _with_options(options, namespace=parent.namespace)
+        if call.key is not None:
+            key = call.key.decode(errors="backslashreplace")
+            options = _with_options(options, key=key, content=_keyed_content(call, packed.data))
         if before is not None:
             before(task_id)
         spec = TaskSpec(
@@ -495,9 +498,17 @@ class Client:
             link.arm()
 
 
-def _with_namespace(options: bytes, namespace: str) -> bytes:
+def _with_options(options: bytes, **more: Any) -> bytes:
     packed = msgspec.msgpack.decode(options, type=dict[str, Any]) if options else {}
-    return msgspec.msgpack.encode({**packed, "namespace": namespace})
+    return msgspec.msgpack.encode({**packed, **more})
+
+
+def _keyed_content(call: Call, arguments: bytes) -> bytes:
+    """What is compared with what another driver submits under the same key: the function's name and
+    its arguments. Not what references refer to, nor what the function captured: these may be other
+    ones each time, and the key is there to say that it is the same call all the same."""
+    name = call.identity.split(b"\0", 1)[0]
+    return digest(name + b"\0" + arguments)
 
 
 def _content_id(parent: Task, call: Call, content: bytes) -> tuple[bytes, bool]:

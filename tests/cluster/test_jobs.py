@@ -262,6 +262,36 @@ def test_a_key_names_one_task_of_all_drivers(home: Path, tmp_path: Path) -> None
     assert executions(trace) == {"1": 1}
 
 
+REKEYED = """
+    @ray.remote
+    def f(x): return x
+    @ray.remote
+    def g(x): return x
+    @ray.remote
+    def pair(x, y): return x, y
+    ray.init(job="nightly", num_cpus=1, logging_level="ERROR")
+    name, x = sys.argv[1], int(sys.argv[2])
+    ref = (f if name == "f" else g).options(key="the one").remote(x)
+    try: print(ray.get(ref), flush=True)
+    except ray.exceptions.ReplayMismatchError as error: print("mismatch:", error, flush=True)
+    try: ray.get(pair.remote(ref, os.getpid())); print("used", flush=True)
+    except ray.exceptions.RayError as error: print("not used", flush=True)
+    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("name", "x"), [("f", 2), ("g", 1)], ids=["arguments", "function"])
+def test_a_key_is_not_given_to_another_call_by_a_later_driver(
+    home: Path, tmp_path: Path, name: str, x: int
+) -> None:
+    program = written(tmp_path, REKEYED)
+    assert run(program, "f", "1", "kill", code=-signal.SIGKILL) == "1\nused\n"
+    out = run(program, name, str(x), "kill", code=-signal.SIGKILL)
+    assert f"mismatch: {name}.options(key='the one') was submitted before" in out
+    assert "not used" in out
+    assert run(program, "f", "1") == "1\nused\n"
+
+
 STORED = """
     @ray.remote(checkpoint=True)
     def large(x):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from regrow.gcs import operations as ops
@@ -34,6 +35,7 @@ from regrow.messages import (
     encode,
     failure_decoder,
     header_decoder,
+    spec_decoder,
 )
 from tests.store.worlds import (
     FUNCTION,
@@ -656,6 +658,19 @@ def test_specs_of_a_driver_that_was_replaced_are_left_out(cluster: Cluster) -> N
     assert [(row.status, row.holder) for row in rows] == [(PENDING, other[0])] * 3
     cluster.log(other, Batch(outcomes=[small(task_id=ids[0])]))
     assert cluster.do(ops.ReadTasks(ids[:1])).tasks[0].status == OK
+
+
+def test_what_was_submitted_with_a_key_is_told_where_it_is_asked_for(cluster: Cluster) -> None:
+    keyed, plain = cluster.task(outcome=small()), cluster.task(outcome=small())
+    spec = replace(
+        spec_decoder.decode(keyed.spec),
+        options=msgspec.msgpack.encode({"key": "k", "content": b"of the call"}),
+    )
+    cluster.log(cluster.nodes[0], Batch(submitted=[replace(keyed, spec=encode(spec)), plain]))
+    ids = [keyed.header.task_id, plain.header.task_id, b"x" * 16]
+    states = cluster.do(ops.ReadTasks(ids, ids)).tasks
+    assert [state.content for state in states] == [b"of the call", b"", b""]
+    assert [state.content for state in cluster.do(ops.ReadTasks(ids)).tasks] == [b""] * 3
 
 
 def test_an_actor_whose_creation_was_left_out_never_was(cluster: Cluster) -> None:

@@ -84,6 +84,8 @@ class LookUpTasks(WireMessage, frozen=True, tag=84):
 
     number: int
     task_ids: list[bytes]
+    #: Those of them that were submitted with a key.
+    keyed: list[bytes] = []
 
 
 class Suspect(WireMessage, frozen=True, tag=85):
@@ -298,6 +300,8 @@ class TaskState(WirePart, frozen=True):
     status: int = PENDING
     holder: int = 0
     values: list[Value] = []
+    #: Of one that was asked for as submitted with a key: see ``keyed_content``.
+    content: bytes = b""
 
 
 class TaskStates(WireMessage, frozen=True, tag=117):

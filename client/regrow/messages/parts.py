@@ -5,7 +5,7 @@ A wire struct is a msgpack array. A part has no tag; a message has one, and is w
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -155,6 +155,7 @@ encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = encoder.encode
 header_decoder: Final = msgspec.msgpack.Decoder(TaskHeader)
 spec_decoder: Final = msgspec.msgpack.Decoder(TaskSpec)
+_options_decoder: Final = msgspec.msgpack.Decoder(dict[str, Any])
 
 
 def spec_of_driver(spec: bytes, driver: int) -> bytes:
@@ -162,6 +163,13 @@ def spec_of_driver(spec: bytes, driver: int) -> bytes:
     decoded = spec_decoder.decode(spec)
     flags = decoded.flags & (1 << DRIVER_SHIFT) - 1 | flags_of_driver(driver)
     return msgspec.msgpack.encode(msgspec.structs.replace(decoded, flags=flags))
+
+
+def keyed_content(spec: bytes | msgspec.Raw) -> tuple[str, bytes]:
+    """Of the spec of a task with a key: that, and a digest of what was submitted under it."""
+    options = spec_decoder.decode(spec).options
+    told = _options_decoder.decode(options) if options else {}
+    return told.get("key", ""), told.get("content", b"")
 
 
 failure_decoder: Final = msgspec.msgpack.Decoder(SystemFailure)
