@@ -11,6 +11,7 @@ from typing import Any
 
 from regrow import _submission
 from regrow._cli_database import Connection, connected
+from regrow._job_usage import users
 from regrow.exceptions import RayError, RayTaskError
 from regrow.objectstore.stored_files import delete_stored
 
@@ -134,10 +135,10 @@ def logs(home: Path, name: str, *, follow: bool) -> None:
         time.sleep(_POLL_S)
 
 
-def delete(home: Path, name: str) -> None:
+def delete(home: Path, name: str, *, force: bool) -> None:
     """Take all runs of a job out of the database and the storage.
 
-    Raises JobError if one runs, or there is none.
+    Raises JobError if one runs, or there is none; without ``force`` also if other jobs need it.
     """
     names = [name, _submission.SUPERVISOR + name]
     with connected(home, write=True) as connection:
@@ -148,19 +149,34 @@ def delete(home: Path, name: str) -> None:
             raise JobError(f"there is no job {name!r}; see `regrow list jobs`")
         if any(status == "running" for _, status in runs):
             raise JobError(f"job {name!r} runs; `regrow job stop {name}`, or end its driver, first")
-        _delete(connection, [job for job, _ in runs])
+        jobs = [job for job, _ in runs]
+        needed = {} if force else users(connection, jobs)
+        if needed:
+            others = sorted({other for names in needed.values() for other in names})
+            raise JobError(
+                f"job {name!r} is used by {', '.join(map(repr, others))}, which could not be "
+                "recovered without it; nothing was deleted. End these first (an actor with "
+                "ray.kill), or say --force"
+            )
+        _delete(connection, jobs)
     _submission.forget(home, name)
 
 
-def delete_old(home: Path, days: float) -> None:
-    """The same with all jobs, named or not, that ended more than so many days ago."""
+def delete_old(home: Path, days: float, *, force: bool) -> None:
+    """The same with all jobs, named or not, that ended more than so many days ago; without
+    ``force`` those stay that others need, which is told."""
     with connected(home, write=True) as connection:
         runs = connection.execute(
             "SELECT job FROM regrow.jobs WHERE status <> 'running' "
             "AND finished_at < regrow.now() - make_interval(secs => %s) ORDER BY job",
             [days * 86_400],
         ).fetchall()
-        _delete(connection, [job for (job,) in runs])
+        jobs = [job for (job,) in runs]
+        while not force and (needed := users(connection, jobs)):
+            for job, others in needed.items():
+                print(f"Job {job} stays: it is used by {', '.join(map(repr, others))}.")
+            jobs = [job for job in jobs if job not in needed]
+        _delete(connection, jobs)
 
 
 def _delete(connection: Connection, jobs: list[int]) -> None:

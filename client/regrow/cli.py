@@ -467,6 +467,9 @@ def job_delete(
         float | None,
         typer.Option(metavar="DAYS", help="All jobs that ended more than so many days ago."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what other jobs need, so that they may be lost.")
+    ] = False,
 ) -> None:
     """Take jobs that have ended out of the database and the storage, for good.
 
@@ -480,9 +483,9 @@ def job_delete(
     if (name is None) == (retain is None):
         raise typer.BadParameter("give either NAME or --retain", param_hint="delete")
     if name is not None:
-        _cli_job.delete(config.home(), name)
+        _cli_job.delete(config.home(), name, force=force)
     elif retain is not None:
-        _cli_job.delete_old(config.home(), retain)
+        _cli_job.delete_old(config.home(), retain, force=force)
 
 
 @db.callback()

@@ -146,3 +146,61 @@ def test_everything_is_killed_and_the_driver_goes_on_with_the_cluster(
     until("780", running)
     found = until_ended()
     assert (found["status"], found["driver"], found["supervised"]) == ("finished", 2, "finished")
+
+
+KEEPER = """
+import regrow as ray
+
+@ray.remote
+class Keeper:
+    def keep(self, kept):
+        self.kept = kept
+    def mine(self):
+        return self.kept
+
+@ray.remote
+def make():
+    return 7
+
+ray.init(namespace="n")
+"""
+MAKES = """
+keeper = Keeper.options(name="keeper", lifetime="detached", max_restarts=-1).remote()
+ray.get(keeper.keep.remote([make.remote()]))
+"""
+TAKES = """
+@ray.remote
+def take(refs):
+    return ray.get(refs)
+print(ray.get(take.remote(ray.get(ray.get_actor("keeper").mine.remote()))))
+ray.kill(ray.get_actor("keeper"))
+"""
+
+
+def test_a_job_that_another_needs_is_not_deleted(running: Path, tmp_path: Path) -> None:
+    def job(name: str, body: str) -> str:
+        program = tmp_path / f"{name}.py"
+        program.write_text(KEEPER + body)
+        return regrow("job", "submit", "--name", name, "--", sys.executable, str(program))
+
+    job("maker", MAKES)
+    until_ended("maker")
+    out = regrow("job", "delete", "maker", code=1)
+    assert "job 'maker' is used by 'actor:n/keeper', which could not be recovered" in out
+    out = regrow("job", "delete", "--retain", "0")
+    assert "stays: it is used by 'actor:n/keeper'" in out
+    assert "Deleted 1 run(s)" in out, "that of its supervisor"
+    assert json.loads(regrow("job", "status", "maker", "--json"))["tasks_finished"]
+    assert job("taker", TAKES).splitlines()[-1] == "[7]"
+    until_ended("taker")
+    regrow("job", "delete", "taker")
+    assert "Deleted 1 run(s)" in regrow("job", "delete", "maker")
+
+
+def test_what_another_job_needs_is_deleted_with_force(running: Path, tmp_path: Path) -> None:
+    program = tmp_path / "maker.py"
+    program.write_text(KEEPER + MAKES)
+    regrow("job", "submit", "--name", "maker", "--", sys.executable, str(program))
+    until_ended("maker")
+    assert "is used by" in regrow("job", "delete", "maker", code=1)
+    assert "Deleted 2 run(s)" in regrow("job", "delete", "maker", "--force")
