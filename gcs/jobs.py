@@ -115,6 +115,7 @@ class Jobs:
         self._stop_at: float | None = None
         #: Openers that came before the jobs were read, and names that are being opened.
         self._early: list[_Opener] = []
+        self._early_ends: list[tuple[tuple[int, int], CloseJob]] = []
         self._names: dict[str, tuple[tuple[int, int], int]] = {}
         #: When it is looked next which jobs without a driver have ended.
         self._look_at = 0.0
@@ -143,6 +144,10 @@ class Jobs:
                 entry.claim_until = self._context.now + CLAIM_S
                 self._lose(entry)
                 self._add(job, entry)
+        ends, self._early_ends = self._early_ends, []
+        for key, message in ends:
+            if self._members.is_alive(*key):
+                self.close(self._members.nodes[key[0]], message)
         early, self._early = self._early, []
         for opener in early:
             self._opening -= 1
@@ -302,12 +307,13 @@ class Jobs:
 
     def close(self, node: Node, message: CloseJob) -> None:
         """A driver left for good, or its connection broke."""
+        if not self._loaded:  # which driver the job has now, only Postgres knows
+            self._early_ends.append((node.key, message))
+            return
         job = self._jobs.get(message.job)
-        if job is None and not self._loaded:
-            job = self._jobs[message.job] = _Job(b"", 0, self._grace())
         if job is None:
             self._context.send(node.conn, JobClosed(message.job, message.driver))
-        elif message.driver and message.driver != job.driver and job.root:
+        elif message.driver and message.driver != job.driver:
             # It was taken over, and the node may have missed that.
             self._context.send(node.conn, JobClosed(message.job, job.driver - 1))
         elif job.detached:

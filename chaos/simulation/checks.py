@@ -163,7 +163,7 @@ class Checks:
         store = self._cluster.database.store
         row = store.object(oid)
         self.require(
-            row.known and row.status != PENDING,
+            (row.known and row.status != PENDING) or producer(oid) in store.discarded,
             f"{node.name} gave the bytes of {oid.hex()} away before their commit",
         )
 

@@ -191,3 +191,22 @@ def test_a_node_without_its_driver_does_not_end_a_detached_job() -> None:
     bench.say(one, CloseJob(1, failed=False, driver=1))
     bench.tick(5.0)
     assert bench.store.ended == {1: "finished"}
+
+
+def test_a_late_word_of_the_end_of_an_earlier_driver_ends_no_job_for_a_new_leader() -> None:
+    before = Bench()
+    one = before.join()
+    opened(before, one)
+    before.say(one, CloseJob(1, failed=True, driver=1))
+    assert opened(before, one, 12).driver == 2
+    before.store.leader = ""
+    bench = Bench(before.store, leading=False)
+    bench.hold = (ops.ReadJobs,)
+    bench.tick(3.0)
+    conn = bench.join()
+    bench.say(conn, CloseJob(1, failed=True, driver=1))
+    bench.hold = ()
+    bench.release()
+    assert not [op for op in bench.executed if isinstance(op, ops.EndJob)]
+    bench.say(conn, CloseJob(1, failed=True, driver=2))
+    assert [op.job for op in bench.executed if isinstance(op, ops.EndJob)] == [1]
