@@ -31,7 +31,15 @@ from regrow.gcs.operations import (
     Submitted,
 )
 from regrow.gcs.store_values import CANCELLED
-from regrow.messages import OK, PENDING, FunctionDef, Return, SystemFailure, Value
+from regrow.messages import (
+    OK,
+    PENDING,
+    TASK_ERROR,
+    FunctionDef,
+    Return,
+    SystemFailure,
+    Value,
+)
 
 
 class _Conflict(Exception):
@@ -132,7 +140,8 @@ class SimLog:
         for actor_id, job, alive, error in {a[0]: a for a in batch.actors}.values():
             self._actor(key, actor_id, job, alive, error)
         for actor_id, seq, oid, custom in {c[:2]: c for c in batch.checkpoints}.values():
-            self._checkpoint(actor_id, seq, oid, custom)
+            if not oid or self._may_save(key, actor_id, seq):
+                self._checkpoint(actor_id, seq, oid, custom)
         for event in batch.events:
             self.events.put(len(self.events) + 1, (key, event))
         self._rebuilt(key, dict(batch.rebuilt))
@@ -233,6 +242,19 @@ class SimLog:
     def _runs(self, job: int) -> bool:
         entry = self.jobs.get(job)
         return entry is not None and entry.status == "running"
+
+    def _may_save(self, key: NodeKey, actor_id: bytes, seq: int) -> bool:
+        """Only from where the actor lives, and after a call that the log has."""
+        actor = self.actors.get(actor_id)
+        if actor is None or actor.node != key:
+            return False
+        return not seq or any(
+            row.outcome is not None
+            and row.outcome.actor_seq == seq
+            and row.status in (OK, TASK_ERROR)
+            for row in self.tasks.values()
+            if row.header.actor_id == actor_id
+        )
 
     def _checkpoint(self, actor_id: bytes, seq: int, oid: bytes, custom: bool) -> None:
         """The two newest are kept; without an object it is taken back."""

@@ -27,6 +27,7 @@ from regrow.messages import (
     Watch,
     Whereabouts,
     encode,
+    failure_decoder,
 )
 from regrow.objectstore.effects import ObjectKey
 
@@ -226,6 +227,14 @@ class ObjectTable:
         if entry.wanted_here:
             self.need_bytes(entry)
         self.free_unheld(entry)  # a dependent that ended at once may have been the last holder
+
+    def forget_cancelled(self, entry: Entry) -> None:
+        """The job goes on with another driver: that it had ended is no value any more."""
+        value = entry.value
+        if value is None or value.status != SYSTEM_ERROR or value.data is None:
+            return
+        if failure_decoder.decode(value.data).code == "cancelled":
+            entry.value = None
 
     def _take(self, entry: Entry, value: Value) -> None:
         """The entry has this value now, and holds what it refers to."""

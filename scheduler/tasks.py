@@ -147,6 +147,8 @@ class TaskTable:
         #: Answers that wait for earlier ones: what a client submits stays in its order.
         self._answers: dict[int, TaskStates] = {}
         self._lookup_number = 0
+        #: Clients whose submissions are being looked up: how many answers are awaited.
+        self.asking: dict[int, int] = {}
         self._order = 0
         self._without_function: dict[bytes, list[Task]] = {}
         self.infeasible: dict[bytes, Task] = {}
@@ -211,6 +213,7 @@ class TaskTable:
         self._lookup_number += 1
         self._lookups[self._lookup_number] = held
         client = held[0][0]
+        self.asking[client] = self.asking.get(client, 0) + 1
         self._core.journal.defer(client)
         entry = self._core.objects.entry
         for client, header, _ in held:
@@ -250,8 +253,11 @@ class TaskTable:
                     core.objects.need_value(entry)
                 core.objects.free_unheld(entry)
         client = held[0][0]
-        if not any(other[0][0] == client for other in self._lookups.values()):
+        self.asking[client] -= 1
+        if not self.asking[client]:
+            del self.asking[client]
             core.journal.go_on(client)
+            core.pool.go_on(client)
 
     def _judge(
         self, header: TaskHeader, spec: Raw, client: int, state: TaskState, entries: list[Entry]
@@ -264,6 +270,8 @@ class TaskTable:
         if state.content and state.content != keyed_content(spec)[1]:
             self._mismatch(header, client, spec, entries)
             return
+        for entry in entries:
+            core.objects.forget_cancelled(entry)
         known_here = header.task_id in self.tasks or entries[0].value is not None
         held_here = state.status == PENDING and state.holder == core.node_id
         if not known_here and (not state.known or held_here):

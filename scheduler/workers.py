@@ -47,9 +47,9 @@ class Worker:
     """A worker process."""
 
     __slots__ = (
-        "actor", "blocked", "client", "exited_ms", "functions", "gpus", "idle_since_ms",
-        "in_flight", "number", "out_of_memory", "pid", "progress_ms", "retiring", "shape",
-        "taking_back", "told",
+        "actor", "blocked", "client", "done_later", "exited_ms", "functions", "gpus",
+        "idle_since_ms", "in_flight", "number", "out_of_memory", "pid", "progress_ms",
+        "retiring", "shape", "taking_back", "told",
     )  # fmt: skip
 
     def __init__(self, number: int, pid: int, client: int) -> None:
@@ -58,6 +58,8 @@ class Worker:
         self.client = client
         #: What it was given, in order; the first one runs.
         self.in_flight: dict[bytes, Task] = {}
+        #: What it has done while its submissions were looked up.
+        self.done_later: list[TaskDone] = []
         #: The shape it holds resources of; None: it holds none.
         self.shape: Shape | None = None
         self.gpus: list[int] = []
@@ -275,6 +277,10 @@ class Pool:
     def done(self, worker: Worker, items: list[TaskDone]) -> None:
         """Finished tasks. Hot path."""
         core = self._core
+        if worker.client in core.tasks.asking:
+            # The results may refer to what was submitted: that has to be in the log with them.
+            worker.done_later.extend(items)
+            return
         worker.progress_ms = core.now_ms
         in_flight = worker.in_flight
         means = self._means
@@ -296,6 +302,13 @@ class Pool:
             core.tasks.done(task, item, worker.client)
         if not in_flight and worker.actor is None:
             self._end_lease(worker)
+
+    def go_on(self, client: int) -> None:
+        """Nothing is looked up any more for this client: what it has done meanwhile ends now."""
+        worker = self.by_client.get(client)
+        if worker is not None and worker.done_later:
+            items, worker.done_later = worker.done_later, []
+            self.done(worker, items)
 
     def returned(self, worker: Worker, task_ids: list[bytes]) -> None:
         """Tasks that the worker had not started, in their order."""

@@ -1009,6 +1009,21 @@ def test_calls_before_the_newest_checkpoint_are_not_given_away(cluster: Cluster)
     assert len(ran(restore(cluster, actor_id, one, two))) == 6, "from the beginning"
 
 
+def test_a_state_after_a_call_that_the_log_has_not_is_not_taken(cluster: Cluster) -> None:
+    """Its job ended before: the call was cancelled, and runs again when the job is resumed."""
+    one, two = cluster.nodes
+    actor_id = create_actor(cluster, max_restarts=-1)
+    first_call, second = called(cluster, actor_id, 1), called(cluster, actor_id, 2)
+    cluster.log(one, Batch(functions=[FUNCTION], submitted=[first_call]))
+    state = [(actor_id, seq, put_object_id(cluster.new_id()), False) for seq in (1, 2)]
+    cluster.log(two, Batch(checkpoints=[state[0]]))  # it does not live there
+    cluster.log(one, Batch(checkpoints=[state[1]]))
+    cluster.do(ops.Fence(cluster.epoch, *one, "why", [two]))
+    assert restore(cluster, actor_id, one, two).checkpoint == b""
+    cluster.log(two, Batch(submitted=[second], checkpoints=[state[1]]))
+    assert restore(cluster, actor_id, two, two).checkpoint == state[1][2]
+
+
 def test_two_nodes_never_restore_one_actor(cluster: Cluster) -> None:
     actor_id = create_actor(cluster, max_restarts=-1)
     one, two = cluster.nodes

@@ -8,6 +8,8 @@ from regrow.gcs.operations import CONFLICT, FENCED
 from regrow.ids import driver_task_id, object_id, put_object_id
 from regrow.messages import (
     OK,
+    PENDING,
+    RESUMED,
     SYSTEM_ERROR,
     TASK_ERROR,
     Answer,
@@ -245,6 +247,28 @@ def test_submissions_are_acknowledged_in_their_order() -> None:
     assert any(
         record.header.task_id == spec.task_id for b in node.batches() for record in b.submitted
     )
+
+
+def test_a_replayed_parent_ends_only_when_its_children_are_in_the_log() -> None:
+    """Its result may refer to them, and once it has ended it is not run again."""
+    node, worker = running(cpus=2)
+    parent = node.spec(flags=RESUMED)
+    node.submit(parent)
+    node.commit_all()
+    node.say(events.StoreSaid(TaskStates(1, [TaskState(parent.task_id, False, PENDING, 0, [])])))
+    node.commit_all()
+    assert runs(node, worker, parent) == 1
+    child = structs.replace(node.spec(flags=RESUMED), parent_id=parent.task_id)
+    node.client(worker, Submit([Raw(encode(child))]))
+    node.finish(worker, parent)
+    node.commit_all()
+    assert not [o for batch in node.batches() for o in batch.outcomes]
+    assert node.values(DRIVER) == []
+    node.say(events.StoreSaid(TaskStates(2, [TaskState(child.task_id, False, PENDING, 0, [])])))
+    node.commit_all()
+    logged = [s.header.task_id for batch in node.batches() for s in batch.submitted]
+    assert child.task_id in logged
+    assert first(parent) in node.values(DRIVER)
 
 
 def test_what_ends_while_it_is_looked_up_is_not_started_again() -> None:
