@@ -29,6 +29,7 @@ from regrow.gcs.operations import (
 )
 from regrow.messages import (
     ACTOR_CALL,
+    TASK,
     Fenced,
     FunctionDef,
     HeldTask,
@@ -85,6 +86,14 @@ class _Resuming(Continuation):
     incarnation: int
 
 
+class _Inheriting(Continuation):
+    """``giver``: the node that is dead."""
+
+    node_id: int
+    incarnation: int
+    giver: int
+
+
 class Fencing:
     """Set by the core: ``died(node, reason, fenced)`` after Postgres has made it so; ``swept``
     after tasks with dead holders were reassigned; ``restarting`` with actors whose homes are dead,
@@ -112,6 +121,7 @@ class Fencing:
         context.on(_Confirming, self._confirmed)
         context.on(_Sweeping, self._swept)
         context.on(_Resuming, self._given_read)
+        context.on(_Inheriting, self._inherited)
 
     def wait_a_lease(self) -> None:
         """We took over, or the database was away: nodes had no chance to renew."""
@@ -228,6 +238,8 @@ class Fencing:
         self._watch_until = self._context.now + SWEEP_WATCH_S
         self._sweep_at = min(self._sweep_at, self._context.now + SWEEP_SOON_S)
         self.died(node, reason, fenced)
+        for other in self._members.nodes.values():  # what it handed over may not have arrived
+            self._context.execute(ReadGiven(*other.key), _Inheriting(*other.key, node.node_id))
         self._members.retry_held()
 
     def hand_out(self, reassigned: dict[int, list[HeldTask]], functions: list[FunctionDef]) -> None:
@@ -256,6 +268,17 @@ class Fencing:
             self.remind_restarts(given.restarting)
         if given.tasks and self._members.is_alive(then.node_id, then.incarnation):
             self.hand_out({then.node_id: given.tasks}, given.functions)
+
+    def _inherited(self, then: _Inheriting, reply: Reply) -> None:
+        """Calls are left to those who wait for them: others of their caller may be on the way."""
+        given: GivenRows = reply.result
+        tasks = [
+            held
+            for held in given.tasks
+            if held.submitter == then.giver and header_decoder.decode(held.spec).kind == TASK
+        ]
+        if tasks and self._members.is_alive(then.node_id, then.incarnation):
+            self.hand_out({then.node_id: tasks}, given.functions)
 
     # sweeping
 

@@ -228,13 +228,14 @@ class ObjectTable:
             self.need_bytes(entry)
         self.free_unheld(entry)  # a dependent that ended at once may have been the last holder
 
-    def forget_cancelled(self, entry: Entry) -> None:
-        """The job goes on with another driver: that it had ended is no value any more."""
-        value = entry.value
-        if value is None or value.status != SYSTEM_ERROR or value.data is None:
-            return
-        if failure_decoder.decode(value.data).code == "cancelled":
-            entry.value = None
+    def forget_errors(self, object_ids: Iterable[bytes]) -> None:
+        """The log is asked what became of them, which pins each once: its answer counts, since what
+        failed or was cancelled runs again when a job is resumed. What tasks here have as arguments
+        is of the present driver."""
+        for object_id in object_ids:
+            entry = self.entries[object_id]
+            if entry.value is not None and entry.value.status != OK and entry.pins == 1:
+                entry.value = None
 
     def _take(self, entry: Entry, value: Value) -> None:
         """The entry has this value now, and holds what it refers to."""
@@ -370,6 +371,8 @@ class ObjectTable:
                 # others used to hold for us: from now on this node holds it for them.
                 self._core.send_peer(node_id, PeerDrop([value.object_id]))
                 continue
+            if _is_cancelled(value) and (entry.task is not None or entry.value is not None):
+                continue  # that was its last driver's job; the next one has submitted it again
             if value.data is None and value.status == OK and node_id not in entry.sources:
                 entry.sources.append(node_id)
             if value.data is None or value.refs or not self._is_plain_result(entry):
@@ -567,3 +570,9 @@ class ObjectTable:
             if entry.value is not None:
                 assert entry.value.status != PENDING
                 assert not entry.dependents, "a task waits for a value that is there"
+
+
+def _is_cancelled(value: Value) -> bool:
+    if value.status != SYSTEM_ERROR or value.data is None:
+        return False
+    return failure_decoder.decode(value.data).code == "cancelled"

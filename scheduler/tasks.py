@@ -221,6 +221,8 @@ class TaskTable:
             # What ends here meanwhile is kept, even if the client lets go of it.
             for oid in returns_of(header):
                 entry(oid).pins += 1
+            if header.flags & RESUMED and not self._core.journal.has_ended(header.task_id):
+                self._core.objects.forget_errors(returns_of(header))
             self._own(header, client)
         # The answer is read from the log, so what this node knows has to be in it.
         self._core.send_store_held(_question(self._lookup_number, held))
@@ -270,8 +272,6 @@ class TaskTable:
         if state.content and state.content != keyed_content(spec)[1]:
             self._mismatch(header, client, spec, entries)
             return
-        for entry in entries:
-            core.objects.forget_cancelled(entry)
         known_here = header.task_id in self.tasks or entries[0].value is not None
         held_here = state.status == PENDING and state.holder == core.node_id
         if not known_here and (not state.known or held_here):
@@ -892,7 +892,8 @@ class TaskTable:
             core.journal.outcome(
                 Outcome(task_id, task.attempt, status, returns, duration_us, actor_seq, error)
             )
-            if task.submitter != core.node_id:
+            # The caller of an actor that restarts may have been here and elsewhere.
+            if task.submitter != core.node_id or header.flags & RECOVERABLE:
                 self._guest_ended(task)
         replay_ms = core.replay_costs.of(task, returns, duration_us)
         # A result may hold what only the task's arguments held until now.
@@ -1058,6 +1059,8 @@ class TaskTable:
                         message = f"{task.header.name}: its job ended."
                         value = failure_value(oid, "cancelled", message)
                         self._core.objects.set_value(entry, value)
+                    else:
+                        self._core.objects.free_unheld(entry)
             self._core.objects.unpin([*task.header.deps, *task.header.nested])
             if task.header.kind == ACTOR_CALL:
                 self._core.actors.unpin(task.header.actor_id)

@@ -56,7 +56,7 @@ class Cluster:
         self.check_every = scale.check_every
         plan = draw(rng)
         if scale.faults is not None:
-            plan = Plan(list(scale.faults))
+            plan = Plan(list(scale.faults), named_jobs="driver_kill" in scale.faults)
         else:
             draw_more(plan, random.Random(f"more of {seed}"))
         self.faults = Faults(self, plan)

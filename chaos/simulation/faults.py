@@ -20,8 +20,8 @@ KINDS: Final = (
     "session_break", "log_break", "lost_answers", "postgres_stop", "driver_break", "spill_fails",
     "worker_fails_to_start", "slow_commits",
 )  # fmt: skip
-#: Of seeds in which drivers have named jobs, and in which the control store has a standby.
-JOB_KINDS: Final = ("driver_kill",)
+#: Of seeds in which the control store has a standby. (Drivers are killed where that is asked for:
+#: ``Scale.faults``.)
 STANDBY_KINDS: Final = ("gcs_pause", "gcs_crash")
 
 #: Mean time between two faults of a kind, milliseconds.
@@ -58,7 +58,6 @@ def draw_more(plan: Plan, rng: random.Random) -> None:
     """What is drawn apart, so that the other choices of a seed do not depend on it."""
     if rng.random() < 0.35:
         plan.named_jobs = True
-        plan.enabled += [kind for kind in JOB_KINDS if rng.random() < 0.0]
     if rng.random() < 0.3:
         plan.max_replay_s = rng.choice([0.005, 0.02])
     if rng.random() < 0.3:

@@ -372,8 +372,10 @@ class NodeShell:
 
     def client_leaves(self, client: SimClient) -> None:
         """The client closes its connection; what it said before arrives first."""
-        assert client.up is not None
-        client.up.send(self.run, self.life, self._client_gone, client.number)
+        if client.up is None:
+            self.schedule(self.life, self.cluster.local_ms(), self._client_gone, client.number)
+        else:
+            client.up.send(self.run, self.life, self._client_gone, client.number)
 
     def _client_gone(self, number: int) -> None:
         client = self.clients.pop(number, None)

@@ -284,3 +284,14 @@ def test_a_node_whose_log_is_refused_is_not_fenced_for_its_lease_while_it_says_s
     for _ in range(8):  # it falls silent
         bench.tick(0.5)
     assert bench.operations(ops.Fence)[0].only_expired
+
+
+def test_what_a_dead_node_had_handed_over_is_told_again_to_its_holder() -> None:
+    """The log says who has it, and the message died with the node: nobody else would ask."""
+    bench = Bench()
+    one = bench.join()
+    two = bench.join()
+    other, theirs = held(tid(1)), msgspec.structs.replace(held(tid(2)), submitter=2)
+    bench.store.given = {1: [other, theirs]}
+    bench.kill(two)
+    assert [message.tasks for message in bench.of(one, Reassigned)] == [[theirs]]
