@@ -65,7 +65,7 @@ bench: venv
 	$(RUN) benchmarks/compare.py $(ARGS)
 
 sim: venv
-	$(RUN) -m regrow.chaos.simulation --seeds 10000 $(ARGS)
+	$(VENV)/bin/regrow chaos simulate --seeds 10000 $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -271,32 +271,37 @@ class Cluster:
 
     # --- faults -----------------------------------------------------------------------------------
 
+    # Each returns whether there was something to strike.
+
     def _some_node(self) -> NodeShell:
         return self.world.rng.choice(self.nodes)
 
-    def fault_cut_links(self) -> None:
+    def fault_cut_links(self) -> bool:
         rng = self.world.rng
         a, b = rng.randrange(len(self.nodes)), rng.randrange(len(self.nodes))
         until = self.world.now + rng.choice([20.0, 200.0, 2_000.0])
         self._cuts[a, b] = self._cuts[b, a] = until
+        return a != b
 
-    def fault_node_crash(self) -> None:
+    def fault_node_crash(self) -> bool:
         rng = self.world.rng
         node = self._some_node()
-        node.crash()
+        struck = node.crash()
         self.world.after(rng.choice([5.0, 50.0, 3_000.0]), node.start)
+        return struck
 
-    def fault_node_pause(self) -> None:
+    def fault_node_pause(self) -> bool:
         rng = self.world.rng
         node = self._some_node()
-        node.pause()
+        struck = node.pause()
         self.world.after(rng.choice([50.0, 800.0, 2_500.0]), node.resume)
+        return struck
 
-    def fault_worker_crash(self) -> None:
+    def fault_worker_crash(self) -> bool:
         """A worker dies, unless its tasks would be failed for having killed too many."""
         node = self._some_node()
         if node.paused or not node.workers:
-            return
+            return False
         worker = self.world.rng.choice(list(node.workers.values()))
         ids = [worker.frame.task_id] if worker.frame is not None else []
         ids += [self.task_id_of(run) for run in worker.queue]
@@ -306,55 +311,64 @@ class Cluster:
             ids += list(view.in_flight)
         most = self.config.worker_kills_max - 1
         if any(self._kills.get(task_id, 0) >= most for task_id in ids):
-            return
+            return False
         for task_id in dict.fromkeys(ids):
             self._kills[task_id] = self._kills.get(task_id, 0) + 1
         self.world.trace(worker.name, "is killed")
         node.worker_dies(worker)
+        return True
 
     @staticmethod
     def task_id_of(run: RunTask) -> bytes:
         return header_decoder.decode(run.spec).task_id
 
-    def fault_gcs_crash(self) -> None:
+    def fault_gcs_crash(self) -> bool:
         shell = self.control.some()
-        shell.crash()
+        struck = shell.crash()
         self.world.after(self.world.rng.choice([5.0, 300.0, 2_000.0]), shell.start)
+        return struck
 
-    def fault_gcs_pause(self) -> None:
+    def fault_gcs_pause(self) -> bool:
         shell = self.control.some()
-        shell.pause()
+        struck = shell.pause()
         self.world.after(self.world.rng.choice([50.0, 600.0, 2_500.0]), shell.resume)
+        return struck
 
-    def fault_session_break(self) -> None:
+    def fault_session_break(self) -> bool:
         node = self._some_node()
-        if node.session_with is not None:
-            node.session_with.break_session(node)
+        if node.session_with is None:
+            return False
+        node.session_with.break_session(node)
+        return True
 
-    def fault_log_break(self) -> None:
-        self._some_node().log.break_off()
+    def fault_log_break(self) -> bool:
+        return self._some_node().log.break_off()
 
-    def fault_postgres_stop(self) -> None:
-        self.database.stop()
+    def fault_postgres_stop(self) -> bool:
+        struck = self.database.stop()
         self.world.after(self.world.rng.choice([20.0, 500.0, 2_000.0]), self.database.start)
+        return struck
 
-    def fault_driver_kill(self) -> None:
+    def fault_driver_kill(self) -> bool:
         """SIGKILL of a driver with a named job: the same program is run again, a while later."""
         rng = self.world.rng
         driver = rng.choice(self.drivers)
         if not driver.job_name or driver.frame.waits == ("end",):
-            return
+            return False
         driver.kill()
         for node in self.nodes:
             node.driver_died(driver)
         successor = SimDriver(self, driver.site, driver.job_name)
         self.drivers[self.drivers.index(driver)] = successor
         self.world.after(rng.choice([1.0, 50.0, 1_000.0]), successor.connect)
+        return True
 
-    def fault_driver_break(self) -> None:
+    def fault_driver_break(self) -> bool:
         driver = self.world.rng.choice(self.drivers)
-        if driver.node is not None and driver.welcome is not None and not driver.finished:
-            driver.node.break_client(driver)
+        if driver.node is None or driver.welcome is None or driver.finished:
+            return False
+        driver.node.break_client(driver)
+        return True
 
 
 def _function(number: int) -> FunctionDef:

@@ -37,12 +37,13 @@ class Database:
         """The clock of Postgres."""
         return 1000.0 + self.world.now / 1000
 
-    def stop(self) -> None:
-        """It is away; every connection breaks."""
+    def stop(self) -> bool:
+        """It is away; every connection breaks. False: it was away."""
+        was_up, self.up = self.up, False
         self.world.trace("postgres", "stops")
-        self.up = False
         for node in self.cluster.nodes:
             node.log.break_off()
+        return was_up
 
     def start(self) -> None:
         if not self.up:
@@ -152,10 +153,11 @@ class ControlShell:
         self._replies = Pipe(self.world, self.cluster.latency)
         self._tick(self.life)
 
-    def crash(self) -> None:
-        """SIGKILL: what it knew is gone; what it had asked of Postgres may still be carried out."""
+    def crash(self) -> bool:
+        """SIGKILL: what it knew is gone; what it had asked of Postgres may still be carried out.
+        False: it was down."""
         if not self.up:
-            return
+            return False
         self.world.trace(self.name, "crashes")
         self.up = self.paused = False
         self._deferred.clear()
@@ -165,12 +167,16 @@ class ControlShell:
             self._operations.cut()
         for conn in list(self._sessions):
             self._end(conn)
+        return True
 
-    def pause(self) -> None:
-        """SIGSTOP: what comes waits; another may lead when it goes on."""
-        if self.up and not self.paused:
-            self.world.trace(self.name, "is paused")
-            self.paused = True
+    def pause(self) -> bool:
+        """SIGSTOP: what comes waits; another may lead when it goes on. False: it was down, or
+        stopped."""
+        if not self.up or self.paused:
+            return False
+        self.world.trace(self.name, "is paused")
+        self.paused = True
+        return True
 
     def resume(self) -> None:
         if not self.paused:

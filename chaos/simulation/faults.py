@@ -8,6 +8,7 @@ been given long enough, and everything heals.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
@@ -23,6 +24,11 @@ KINDS: Final = (
 #: Of seeds in which the control store has a standby. (Drivers are killed where that is asked for:
 #: ``Scale.faults``.)
 STANDBY_KINDS: Final = ("gcs_pause", "gcs_crash")
+
+#: Every kind, as they are reported.
+ALL_KINDS: Final = (*KINDS, "gcs_pause", "driver_kill")
+#: Those that last as long as the faults do.
+LASTING: Final = ("slow_links", "slow_commits")
 
 #: Mean time between two faults of a kind, milliseconds.
 INTERVALS: Final = {
@@ -74,7 +80,10 @@ class Faults:
         self._rng = cluster.world.rng
         self.plan = plan
         self.active = True
-        self._counts: dict[str, int] = {}
+        #: How often each kind struck; a slowness of the whole seed counts once.
+        self.fired: Counter[str] = Counter()
+        #: The same, with those that found nothing to strike.
+        self._strikes: Counter[str] = Counter()
 
     def has(self, kind: str) -> bool:
         return self.active and kind in self.plan.enabled
@@ -93,6 +102,7 @@ class Faults:
         for kind in INTERVALS:
             if kind in self.plan.enabled:
                 self._arm(kind)
+        self.fired.update(kind for kind in LASTING if kind in self.plan.enabled)
 
     def _arm(self, kind: str) -> None:
         delay = self._rng.expovariate(1 / INTERVALS[kind])
@@ -101,9 +111,12 @@ class Faults:
     def _strike(self, kind: str) -> None:
         if not self.active:
             return
-        count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        getattr(self._cluster, f"fault_{kind}")()
-        if count < self.plan.most * (4 if kind in ("worker_crash", "log_break") else 1):
+        self._strikes[kind] += 1
+        if getattr(self._cluster, f"fault_{kind}")():
+            self.fired[kind] += 1
+        if self._strikes[kind] < self.plan.most * (
+            4 if kind in ("worker_crash", "log_break") else 1
+        ):
             self._arm(kind)
 
     def stop(self) -> None:
@@ -113,13 +126,19 @@ class Faults:
     # what happens by chance, each time
 
     def append_is_lost(self) -> bool:
-        return self.has("lost_answers") and self._rng.random() < 0.01
+        return self._happens("lost_answers", 0.01)
 
     def answer_is_lost(self) -> bool:
-        return self.has("lost_answers") and self._rng.random() < 0.03
+        return self._happens("lost_answers", 0.03)
 
     def spill_fails(self) -> bool:
-        return self.has("spill_fails") and self._rng.random() < 0.2
+        return self._happens("spill_fails", 0.2)
 
     def worker_fails_to_start(self) -> bool:
-        return self.has("worker_fails_to_start") and self._rng.random() < 0.2
+        return self._happens("worker_fails_to_start", 0.2)
+
+    def _happens(self, kind: str, probability: float) -> bool:
+        if not self.has(kind) or self._rng.random() >= probability:
+            return False
+        self.fired[kind] += 1
+        return True

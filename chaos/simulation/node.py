@@ -69,7 +69,7 @@ class NodeShell:
         self.core = None
         self.incarnation = 0
         self.paused = False
-        self._deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.log = NodeLog(self)
         self.peers = NodePeers(self)
         self.bytes = NodeBytes(self)
@@ -103,15 +103,17 @@ class NodeShell:
         self.log.connect()
         self.schedule(self.life, self.cluster.latency(), self._open_session)
 
-    def crash(self) -> None:
-        """SIGKILL of the whole process group. Drivers are processes of their own."""
+    def crash(self) -> bool:
+        """SIGKILL of the whole process group. Drivers are processes of their own. False: it was
+        down."""
         if not self.up:
-            return
+            return False
         self.world.trace(self.name, "crashes")
         self.up = False
         self.life += 1
         self._end_connections()
         self._reset()
+        return True
 
     def _end_connections(self) -> None:
         self.cluster.node_is_down(self)
@@ -133,11 +135,13 @@ class NodeShell:
         if driver.number == number and driver.node is self:
             driver.disconnected()
 
-    def pause(self) -> None:
-        """SIGSTOP of the whole process group."""
-        if self.up and not self.paused:
-            self.world.trace(self.name, "is paused")
-            self.paused = True
+    def pause(self) -> bool:
+        """SIGSTOP of the whole process group. False: it was down, or stopped."""
+        if not self.up or self.paused:
+            return False
+        self.world.trace(self.name, "is paused")
+        self.paused = True
+        return True
 
     def resume(self) -> None:
         if self.up and self.paused:
@@ -149,7 +153,7 @@ class NodeShell:
                 act, args = deferred.popleft()
                 self.run(life, act, *args)
 
-    def run(self, life: int, act: Callable[..., None], *args: Any) -> None:
+    def run(self, life: int, act: Callable[..., object], *args: Any) -> None:
         """``act(*args)`` in this life, if it still is, and when it is not paused."""
         if life != self.life or not self.up:
             return
@@ -158,7 +162,7 @@ class NodeShell:
         else:
             act(*args)
 
-    def schedule(self, life: int, delay_ms: float, act: Callable[..., None], *args: Any) -> None:
+    def schedule(self, life: int, delay_ms: float, act: Callable[..., object], *args: Any) -> None:
         self.world.after(delay_ms, self.run, life, act, *args)
 
     # --- the core ---------------------------------------------------------------------------------

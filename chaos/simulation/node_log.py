@@ -54,13 +54,15 @@ class NodeLog:
         assert first.number == append.number, "answers come in order"
         self._node.handle(events.Appended(append.number, verdict, detail))
 
-    def break_off(self) -> None:
-        """The connection breaks, and is made anew."""
+    def break_off(self) -> bool:
+        """The connection breaks, and is made anew. False: the node is down."""
         node = self._node
-        if node.up:
-            node.world.trace(node.name, "loses its connection to Postgres")
-            self.lose()
-            node.schedule(node.life, node.world.rng.uniform(50, 400), self.connect)
+        if not node.up:
+            return False
+        node.world.trace(node.name, "loses its connection to Postgres")
+        self.lose()
+        node.schedule(node.life, node.world.rng.uniform(50, 400), self.connect)
+        return True
 
     def lose(self) -> None:
         # What Postgres had received already is carried out; its answers are lost.

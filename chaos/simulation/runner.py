@@ -1,17 +1,26 @@
-"""Runs seeds and reports the failing ones, each with the one command that replays it."""
+"""Runs seeds, here or in several processes, and reports the failing ones.
+
+Each failing seed comes with the one command that replays it. ``regrow chaos simulate`` is the
+command line.
+"""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
+import multiprocessing
+import signal
 import traceback
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from regrow.chaos.simulation.cluster import Cluster, Scale
 from regrow.chaos.simulation.mutants import MUTANTS, Mutation
+
+#: Seeds that a process is given at a time: few, so that progress shows and none is idle for long.
+CHUNK: Final = 20
 
 
 class Failure(Struct, frozen=True):
@@ -31,13 +40,27 @@ class Report(Struct):
     seeds: int = 0
     operations: int = 0
     steps: int = 0
+    #: How often each kind of fault struck.
+    fired: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = []
 
+    def add(self, other: Report) -> None:
+        self.seeds += other.seeds
+        self.operations += other.operations
+        self.steps += other.steps
+        self.fired += other.fired
+        self.failures = sorted(self.failures + other.failures, key=lambda failure: failure.seed)
 
-def run_seed(seed: int, mutant: str = "", scale: Scale | None = None) -> tuple[Cluster, str]:
+
+def run_seed(
+    seed: int,
+    mutant: str = "",
+    scale: Scale | None = None,
+    show: Callable[[str], None] | None = None,
+) -> tuple[Cluster, str]:
     """Runs one seed; the second is what went wrong, empty if nothing did."""
     mutation = MUTANTS[mutant]() if mutant else Mutation()
-    cluster = Cluster(seed, scale, mutation)
+    cluster = Cluster(seed, scale, mutation, show)
     try:
         cluster.run()
     except Exception as error:
@@ -45,14 +68,17 @@ def run_seed(seed: int, mutant: str = "", scale: Scale | None = None) -> tuple[C
     return cluster, ""
 
 
-def run_seeds(seeds: Iterable[int], mutant: str = "", stop_at: int = 10) -> Report:
+def run_seeds(
+    seeds: Iterable[int], mutant: str = "", stop_at: int = 10, scale: Scale | None = None
+) -> Report:
     """Runs seeds until ``stop_at`` of them have failed."""
     report = Report()
     for seed in seeds:
-        cluster, error = run_seed(seed, mutant)
+        cluster, error = run_seed(seed, mutant, scale)
         report.seeds += 1
         report.operations += cluster.operations
         report.steps += cluster.world.steps
+        report.fired += cluster.faults.fired
         if error:
             report.failures.append(Failure(seed, error, replay_command(seed, mutant)))
             if len(report.failures) >= stop_at:
@@ -60,65 +86,44 @@ def run_seeds(seeds: Iterable[int], mutant: str = "", stop_at: int = 10) -> Repo
     return report
 
 
+def run_in_processes(
+    seeds: range, jobs: int, mutant: str = "", scale: Scale | None = None
+) -> Generator[Report, None, None]:
+    """Runs seeds in ``jobs`` processes; reports of a few seeds each, as they come. A caller that
+    has seen enough closes the iterator: what has begun is awaited, nothing else begins."""
+    chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
+    if jobs == 1:
+        for chunk in chunks:
+            yield run_seeds(chunk, mutant, len(chunk), scale)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_in_process) as pool:
+        running: set[Future[Report]] = set()
+        try:
+            while chunks or running:
+                while chunks and len(running) < 2 * jobs:
+                    chunk = chunks.pop(0)
+                    running.add(pool.submit(run_seeds, chunk, mutant, len(chunk), scale))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _in_process() -> None:
+    """Control-C is for the process that the user sees."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def replay_command(seed: int, mutant: str = "") -> str:
     """Prints the trace of a seed."""
     suffix = f" --mutant {mutant}" if mutant else ""
-    return f"python -m regrow.chaos.simulation --seed {seed}{suffix}"
+    return f"regrow chaos simulate --seed {seed}{suffix}"
 
 
 def _place(error: Exception) -> str:
     """Where in the code it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"({frame.name}, line {frame.lineno} of {frame.filename.rsplit('/', 1)[-1]})"
-
-
-def _replay(seed: int, mutant: str) -> int:
-    mutation = MUTANTS[mutant]() if mutant else Mutation()
-    cluster = Cluster(seed, None, mutation, show=print)
-    print(f"seed {seed}: {len(cluster.nodes)} nodes, faults {cluster.faults.plan.enabled}")
-    try:
-        cluster.run()
-    except Exception:
-        traceback.print_exc()
-        return 1
-    print(f"passed; trace {cluster.world.digest()}")
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit status is 1 if a seed failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m regrow.chaos.simulation",
-        description="Simulates a cluster under faults, once per seed.",
-    )
-    parser.add_argument("--seeds", type=int, default=1000, help="how many (default: 1000)")
-    parser.add_argument("--start", type=int, default=0, help="the first one (default: 0)")
-    parser.add_argument("--seed", type=int, help="replay this one, with its trace")
-    parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="with a seeded bug")
-    arguments = parser.parse_args(argv)
-    if arguments.seed is not None:
-        return _replay(arguments.seed, arguments.mutant)
-    started = time.monotonic()
-    total = Report()
-    last = arguments.start + arguments.seeds
-    for first in range(arguments.start, last, 100):
-        report = run_seeds(range(first, min(first + 100, last)), arguments.mutant)
-        total.seeds += report.seeds
-        total.operations += report.operations
-        total.steps += report.steps
-        total.failures += report.failures
-        for failure in report.failures:
-            print(failure)
-        spent = time.monotonic() - started
-        print(
-            f"{total.seeds} seeds, {total.operations} operations, {total.steps} steps, "
-            f"{len(total.failures)} failed, {spent:.0f} s",
-            flush=True,
-        )
-        if arguments.mutant and total.failures:
-            break
-    return 1 if total.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

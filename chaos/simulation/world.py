@@ -32,17 +32,17 @@ class World:
         self.now = 0.0
         self.steps = 0
         self._show = show
-        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._queue: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._number = 0
         self._hash = blake2b(digest_size=16)
 
     # time
 
-    def after(self, delay_ms: float, act: Callable[..., None], *args: Any) -> None:
+    def after(self, delay_ms: float, act: Callable[..., object], *args: Any) -> None:
         """Calls ``act(*args)`` in ``delay_ms``."""
         self.at(self.now + delay_ms, act, *args)
 
-    def at(self, time_ms: float, act: Callable[..., None], *args: Any) -> None:
+    def at(self, time_ms: float, act: Callable[..., object], *args: Any) -> None:
         self._number += 1
         heappush(self._queue, (time_ms, self._number, act, args))
 
@@ -110,7 +110,7 @@ class Pipe:
         self._last = 0.0
         self.open = True
 
-    def send(self, act: Callable[..., None], *args: Any) -> None:
+    def send(self, act: Callable[..., object], *args: Any) -> None:
         """``act(*args)`` when it has arrived."""
         world = self._world
         self._last = max(self._last, world.now + self._latency_ms())
@@ -124,6 +124,6 @@ class Pipe:
         """What is under way is lost, and nothing more gets through."""
         self.open = False
 
-    def _arrive(self, act: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _arrive(self, act: Callable[..., object], args: tuple[Any, ...]) -> None:
         if self.open:
             act(*args)

@@ -38,6 +38,13 @@ job = typer.Typer(
 )
 app.add_typer(job, name="job", help="Let the cluster run drivers, and look after named jobs.")
 
+chaos = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(chaos, name="chaos", help="Run clusters under faults.")
+
 
 #: What ``regrow list`` lists.
 KINDS = ("jobs", "nodes", "tasks", "actors", "objects")
@@ -486,6 +493,43 @@ def job_delete(
         _cli_job.delete(config.home(), name, force=force)
     elif retain is not None:
         _cli_job.delete_old(config.home(), retain, force=force)
+
+
+@chaos.callback()
+def under_faults() -> None:
+    """Run clusters under faults, and check that nothing is lost, doubled or stuck."""
+
+
+@chaos.command()
+def simulate(
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="How many seeds.")] = 1000,
+    start: Annotated[int, typer.Option(metavar="N", min=0, help="The first of them.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Replay this one, with its trace.")
+    ] = None,
+    mutant: Annotated[
+        str, typer.Option(metavar="NAME", help="Put this bug in, and stop where it is found.")
+    ] = "",
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes; by default one per core.")
+    ] = None,
+) -> None:
+    """Simulate clusters: their real cores in virtual time, on a simulated network and database.
+
+    Each seed draws a cluster, programs and faults; the same seed gives the same trace. The exit
+    status is 1 if a seed failed, and each of those is told with the command that replays it.
+
+    \b
+    Examples:
+      regrow chaos simulate --seeds 10000
+      regrow chaos simulate --seed 42
+      regrow chaos simulate --mutant fencing-off
+    """
+    from regrow import _cli_chaos
+
+    if seed is not None:
+        raise typer.Exit(_cli_chaos.replay(seed, mutant))
+    raise typer.Exit(_cli_chaos.simulate(range(start, start + seeds), mutant, jobs))
 
 
 @db.callback()

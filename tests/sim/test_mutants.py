@@ -1,6 +1,6 @@
 """The checks find bugs that were put in: each within a few seeds of the thousand that always run.
 
-Which seeds catch a mutant is found by ``python -m regrow.chaos.simulation --mutant NAME``.
+Which seeds catch a mutant is found by ``regrow chaos simulate --mutant NAME``.
 """
 
 from __future__ import annotations
@@ -42,5 +42,5 @@ def test_a_failing_seed_names_the_command_that_replays_it() -> None:
     assert len(report.failures) == 1
     failure = report.failures[0]
     mutant = "output-released-early"
-    command = f"python -m regrow.chaos.simulation --seed {failure.seed} --mutant {mutant}"
+    command = f"regrow chaos simulate --seed {failure.seed} --mutant {mutant}"
     assert command in str(failure)

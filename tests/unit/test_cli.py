@@ -15,7 +15,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow import _cli_list, _cli_render, _cli_sql
+from regrow import _cli_chaos, _cli_list, _cli_render, _cli_sql
 from regrow._cli_database import Connection
 from regrow._cli_list import LISTINGS, conditions
 from regrow._cli_start import node_options, parse_size
@@ -223,3 +223,15 @@ class TestSql:
             _cli_sql.execute(reading, "select 1,\n  nothing from kept")
         said = str(caught.value)
         assert said == "column \"nothing\" does not exist (line 2, at 'nothing')"
+
+
+class TestSimulating:
+    def test_seeds_run_in_processes_and_are_reported(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _cli_chaos.simulate(range(3), "", 2) == 0
+        assert "3 seeds, " in capsys.readouterr().out
+
+    def test_a_mutant_that_is_none_is_refused_with_those_there_are(self) -> None:
+        with pytest.raises(typer.BadParameter, match="fencing-off"):
+            _cli_chaos.simulate(range(1), "nonsense", 1)
