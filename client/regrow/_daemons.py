@@ -283,6 +283,21 @@ def session_members(sessions: Iterable[int]) -> list[int]:
     return [pid for pid in _pids() if _session(pid) in wanted]
 
 
+def workers_of(session: int) -> list[int]:
+    """The worker processes of the node with this session, which its fork server has made."""
+    members = session_members([session])
+    parents = {pid: _parent(pid) for pid in members}
+    makers = {pid for pid in members if parents[pid] == session}
+    return sorted(pid for pid in members if parents[pid] in makers)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def orphans(home: Path, sessions: Iterable[int]) -> list[int]:
     """Those of these sessions, of nodes that may be dead, in which processes of this home live."""
     mark = b"REGROW_HOME=" + os.fsencode(home)

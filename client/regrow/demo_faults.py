@@ -163,7 +163,7 @@ def train_here(
             # Tasks go to where their shard is; what it is given now it cannot end.
             node = max(scene.workers, key=lambda node: made[node.node_id])
             stopped_on = node.node_id
-            stopped.extend(workers_of(node.pid))
+            stopped.extend(_daemons.workers_of(node.pid))
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
 
@@ -192,7 +192,7 @@ def _strike(blow: Blow, kind: str, stopped: list[int], stopped_on: int) -> None:
         blow.strike(stopped, f"{_processes(stopped)} of node {stopped_on}, with a task,")
         blow.watch(lambda: not any(map(_exists, stopped)), "its node has taken note of its end")
     elif kind == "actor":
-        victims = workers_of(scene.cluster.head_node.pid)
+        victims = _daemons.workers_of(scene.cluster.head_node.pid)
         blow.strike(victims, f"the parameter server ({_processes(victims)})")
         blow.watch(lambda: not any(map(_exists, victims)), "its node has taken note of its end")
     elif kind == "gcs":
@@ -203,21 +203,6 @@ def _strike(blow: Blow, kind: str, stopped: list[int], stopped_on: int) -> None:
         server = scene.postgres_pid()
         blow.strike([server], f"Postgres (process {server})")
         blow.watch(lambda: scene.postgres_pid() not in (0, server), "another server is ready")
-
-
-def workers_of(session: int) -> list[int]:
-    """The worker processes of a node, which its fork server has made."""
-    members = _daemons.session_members([session])
-    parents = {pid: _parent(pid) for pid in members}
-    makers = {pid for pid in members if parents[pid] == session}
-    return sorted(pid for pid in members if parents[pid] in makers)
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _exists(pid: int) -> bool:

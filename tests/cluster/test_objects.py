@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 
 import regrow as ray
+from regrow.chaos.spy import Spy
 from regrow.cluster_utils import Cluster
 from regrow.exceptions import ObjectStoreFullError, WorkerCrashedError
-from tests.cluster.watching import Spy, node_files, wait_until
+from tests.cluster.watching import node_files, wait_until
 
 MB = 1 << 20
 ARENA = 32 * MB

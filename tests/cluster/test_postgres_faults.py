@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 import regrow as ray
+from regrow.chaos.postgres_proxy import PostgresProxy
 from regrow.cluster_utils import Cluster
 from regrow.gcs import embedded
-from tests.cluster.postgres_proxy import PostgresProxy
 from tests.cluster.watching import postgres_url, rows, wait_until
 
 TASKS = 60

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 import regrow as ray
+from regrow.chaos.spy import Spy
 from regrow.cluster_utils import Cluster, Node
 from regrow.exceptions import RayActorError
-from tests.cluster.watching import Spy, node_files, rows, wait_until
+from tests.cluster.watching import node_files, rows, wait_until
 
 CHILDREN = 100_000
 

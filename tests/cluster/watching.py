@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psycopg
-
-from regrow._link import Connection
-from regrow.messages import PROTOCOL_VERSION, Answer, Ask, Hello, encode, node_decoder
-from regrow.wire import frame
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
@@ -42,29 +36,3 @@ def node_files(home: Path | str) -> list[dict[str, Any]]:
 
     files = sorted(runtime_directory(Path(home)).glob("node-*.json"))
     return [json.loads(file.read_text()) for file in files]
-
-
-class Spy:
-    """A driver of its own at any node of this machine, which asks what the node holds."""
-
-    def __init__(self, home: Path | str, socket: str) -> None:
-        token = (Path(home) / "token").read_text().strip()
-        self._connection = Connection(
-            socket, Hello(PROTOCOL_VERSION, token, "driver", os.getpid(), 0, "commit", "spy")
-        )
-        self._number = 0
-
-    def stats(self) -> dict[str, int]:
-        """See ``Questions._stats``."""
-        self._number += 1
-        sock = self._connection.socket
-        sock.settimeout(20)
-        sock.sendall(frame(encode(Ask(self._number, "node_stats"))))
-        while True:
-            for body in self._connection.frames.feed(sock.recv(65536)):
-                message = node_decoder.decode(body)
-                if isinstance(message, Answer) and message.number == self._number:
-                    return msgspec.msgpack.decode(message.body, type=dict[str, int])
-
-    def close(self) -> None:
-        self._connection.socket.close()

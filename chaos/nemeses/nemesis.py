@@ -1,0 +1,41 @@
+"""What a nemesis is: one kind of fault, which it injects and heals.
+
+It acts on the stage only and decides whom it hits, by the random source that it is given; when it
+strikes is the harness's business. An injection that found nothing to hit has not fired.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import msgspec
+
+from regrow.chaos.stage import Stage
+
+
+class Nemesis:
+    """The base. One instance serves one entry of a scenario."""
+
+    #: As scenarios name it; the simulator's faults of this name do the same.
+    name: ClassVar[str]
+    #: Whether the driver's death is among what it brings about.
+    kills_driver: ClassVar[bool] = False
+    #: Whether Postgres has to be behind a proxy.
+    needs_proxy: ClassVar[bool] = False
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """None, unless a subclass has some."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options: Any = msgspec.convert(options, self.Options)
+
+    def set_up(self, stage: Stage) -> None:
+        """Before the cluster has anything to do."""
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        """Break something; what was hit, in a few words, or "" if there was nothing to hit."""
+        raise NotImplementedError
+
+    def heal(self, stage: Stage) -> None:
+        """Mend what is broken, if anything is. Called again at the end of the faults."""
