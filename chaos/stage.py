@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 import psycopg
@@ -79,7 +79,7 @@ class Stage:
 
     # Start and end
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -107,8 +107,8 @@ class Stage:
     def _set_environment(self) -> None:
         changes: dict[str, str | None] = dict.fromkeys(USER_SETTINGS)
         changes[MARK] = self.mark
-        # A fault has to strike a few times in a short run.
-        changes["REGROW_DRIVER_GRACE_S"] = "30"
+        # So that what is left at rest shows soon.
+        changes["REGROW_REBUILT_KEPT_S"] = "2"
         changes |= self.scenario.environment
         for name, value in changes.items():
             self._before[name] = os.environ.get(name)

@@ -40,6 +40,6 @@ ALWAYS: Final[tuple[type[Checker], ...]] = (
     NothingLeft,
 )
 
-CHECKERS: Final[dict[str, type[Checker]]] = {
-    checker.name: checker for checker in (*ALWAYS, Answers, Counters)
-}
+_ALL: Final[tuple[type[Checker], ...]] = (*ALWAYS, Answers, Counters)
+
+CHECKERS: Final[dict[str, type[Checker]]] = {checker.name: checker for checker in _ALL}

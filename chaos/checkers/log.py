@@ -1,4 +1,4 @@
-"""What the log says: one result for each task, lineage whole, one incarnation at a time, at rest."""
+"""What the log says: one result for each task, whole lineage, one incarnation at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients were answered: all of it, in time, as expected, and errors of expected kinds only."""
+"""What clients were answered: everything, in time, as expected, with no other errors."""
 
 from __future__ import annotations
 

@@ -532,6 +532,56 @@ def simulate(
     raise typer.Exit(_cli_chaos.simulate(range(start, start + seeds), mutant, jobs))
 
 
+@chaos.command("run")
+def chaos_run(
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(metavar="SCENARIO...", help="Names of `regrow chaos scenarios`, or files."),
+    ],
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="What is drawn at random follows from it.")
+    ] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Run each with so many seeds, from --seed on.")
+    ] = 1,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="Faults strike for so many seconds.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Nodes of the cluster.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep reports, history and logs there.")
+    ] = None,
+) -> None:
+    """Put a cluster of real processes under the faults of a scenario, and check what came of it.
+
+    The cluster is a private one on this machine. Exit status 1 if a check failed.
+
+    \b
+    Examples:
+      regrow chaos run node_crash
+      regrow chaos run counters --seed 7 --duration 60 --nodes 4 --report out
+      regrow chaos run ./my_scenario.toml --seeds 5
+    """
+    from regrow import _cli_chaos_run
+
+    raise typer.Exit(_cli_chaos_run.run_scenarios(scenarios, seed, seeds, duration, nodes, report))
+
+
+@chaos.command("scenarios")
+def chaos_scenarios() -> None:
+    """List the scenarios that come with regrow.
+
+    \b
+    Example:
+      regrow chaos scenarios
+    """
+    from regrow import _cli_chaos_run
+
+    _cli_chaos_run.scenarios()
+
+
 @db.callback()
 def database() -> None:
     """Look after the database."""
