@@ -300,7 +300,8 @@ class Directory:
                 self._watches.setdefault((maker, asker), []).append(object_id)
 
     def give_up(self, object_id: bytes, code: str, message: str) -> None:
-        """It will never be there."""
+        """It will never be there; but for what storage could not give: who asks later, asks it."""
+        self._unreadable.pop(object_id, None)
         value = failed_value(object_id, code, message)
         self._answer(object_id, Whereabouts(object_id, value=value))
 

@@ -126,9 +126,13 @@ class Walk:
     def _object(self, row: ObjectRow) -> None:
         name = f"object {row.object_id.hex()}"
         if row.made_by == "driver_put" or not row.producer:
+            why = (
+                "its bytes in storage cannot be read"
+                if row.stored
+                else "its node died before it was written to storage"
+            )
             self._unmakeable[row.object_id] = (
-                f"{name} was put by the driver, and its node died before it was written to "
-                "storage; no task makes it again"
+                f"{name} was put by the driver, and {why}; no task makes it again"
             )
         else:
             self._producers[row.object_id] = row.producer

@@ -32,8 +32,12 @@ from regrow.wire import FrameReader, frame
 logger = logging.getLogger(__name__)
 
 
+#: Storage that could not be read is read again so much later.
+_READ_AGAIN_S = 0.5
+
+
 class ByteMover:
-    """See the module."""
+    """See the module. ``retry_s``: for so long storage that cannot be read is read again."""
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class ByteMover:
         storage_uri: str,
         credentials: Credentials,
         on_event: Callable[[Event], None],
+        retry_s: float = 0.0,
     ) -> None:
         self._arena = arena
         self._files = files
@@ -52,6 +57,7 @@ class ByteMover:
         self._storage: SpillStorage | None = None
         self._credentials = credentials
         self._on_event = on_event
+        self._retry_s = retry_s
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="disk")
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: dict[int, asyncio.Future[events.ServeBytes]] = {}
@@ -137,7 +143,7 @@ class ByteMover:
             await send_object(loop, sock, self._arena.fd, effect.offset, effect.size)
 
     async def _fetch(self, effect: events.FetchBytes) -> None:
-        ok, detail = False, ""
+        ok, detail, digest = False, "", b""
         try:
             assert self.network is not None
             view = self.network.view(effect.node_id)
@@ -163,7 +169,7 @@ class ByteMover:
             logger.warning(
                 "fetching %s from node %d: %s", effect.key[0].hex(), effect.node_id, detail
             )
-        self._on_event(events.Fetched(effect.key, ok, detail))
+        self._on_event(events.Fetched(effect.key, ok, detail, digest if ok else b""))
 
     async def _read_answer(self, sock: socket.socket) -> Fetched:
         """The frame before the bytes, and not one byte more."""
@@ -178,11 +184,20 @@ class ByteMover:
     # --- disks ------------------------------------------------------------------------------------
 
     async def _load(self, effect: events.LoadBytes) -> None:
+        """A copy that is gone or damaged is lost; one that cannot be reached may only be late."""
+
         def load() -> None:
             with self._place(effect.key, effect.offset, effect.size) as dest:
                 self._durable().read_into((effect.key[0], 0), dest, effect.digest)
 
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._retry_s
         error = await self._in_thread(load, "load")
+        while error is not None and not isinstance(error, ObjectCorruptedError):
+            if loop.time() >= until:
+                break
+            await asyncio.sleep(_READ_AGAIN_S)
+            error = await self._in_thread(load, "load")
         self._on_event(events.Fetched(effect.key, error is None))
 
     async def _store(self, effect: events.StoreBytes) -> None:

@@ -145,8 +145,9 @@ class Daemon:
         spill_dir = options.spill_dir / f"{name}-{registered.incarnation}"
         files = FallbackFiles(spill_dir / "files")
         mover = ByteMover(
-            arena, files, str(spill_dir / "spilled"), registered.storage, credentials, self.on_event
-        )
+            arena, files, str(spill_dir / "spilled"), registered.storage, credentials,
+            self.on_event, self._config.storage_retry_s,
+        )  # fmt: skip
         self._mover = mover
         peers = PeerNetwork(credentials, self.on_event, mover.serve_bulk)
         self._peers = peers

@@ -132,11 +132,12 @@ class BytesServed(Struct, frozen=True, gc=False):
 
 class Fetched(Struct, frozen=True, gc=False):
     """A ``FetchBytes`` or ``LoadBytes`` ended. ``ok``: the bytes are there and their digest is
-    right."""
+    right; where none was known, it is ``digest``."""
 
     key: ObjectKey
     ok: bool
     detail: str = ""
+    digest: bytes = b""
 
 
 class Spilled(Struct, frozen=True, gc=False):

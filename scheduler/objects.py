@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from regrow.messages import (
     ACTOR_CREATION,
     OK,
@@ -422,6 +424,7 @@ class ObjectTable:
     def _settle(self, entry: Entry, value: Value) -> None:
         """News from elsewhere of an object that may be known already."""
         entry.maker = 0
+        self.learn_digest(entry, value.digest)
         known = entry.value
         if known is None or (known.status == OK and value.status != OK):
             self.set_value(entry, value)
@@ -429,6 +432,13 @@ class ObjectTable:
             if value.data is not None:
                 self._take(entry, value)
             self.need_bytes(entry)
+
+    def learn_digest(self, entry: Entry, digest: bytes) -> None:
+        """What the control store knows of copies in nodes' memory has no digest: that comes with
+        the bytes, or with their path in storage, where they are not read without."""
+        value = entry.value
+        if value is not None and value.status == OK and not value.digest and digest:
+            entry.value = replace(value, digest=digest)
 
     def node_died(self, node_id: int, came_back: bool) -> None:
         """What was expected from the node is located anew. ``came_back``: its next incarnation has

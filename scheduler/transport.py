@@ -268,6 +268,9 @@ class Transport:
             self._carry(self.store.seal(key, droppable=True))
             assert entry.value is not None
             entry.key = key
+            if event.digest:
+                self._digests[key] = event.digest
+                self._core.objects.learn_digest(entry, event.digest)
             self._report_added(entry.object_id, entry.value.size)
             self._core.objects.bytes_here(entry)
         else:

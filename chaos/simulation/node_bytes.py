@@ -118,7 +118,8 @@ class NodeBytes:
         ok = data is not None and (not effect.digest or digest_of(data) == effect.digest)
         if data is not None:
             self._write(effect.key, effect.offset, data)
-        self._node.handle(events.Fetched(effect.key, ok))
+        digest = digest_of(data) if ok and data is not None else b""
+        self._node.handle(events.Fetched(effect.key, ok, "", digest))
 
     # --- disks ------------------------------------------------------------------------------------
 
@@ -141,9 +142,10 @@ class NodeBytes:
 
     def _load(self, effect: events.LoadBytes) -> None:
         data = self._node.cluster.storage.get(effect.path)
-        if data is not None:
+        ok = data is not None and digest_of(data) == effect.digest
+        if ok and data is not None:
             self._write(effect.key, effect.offset, data)
-        self._node.handle(events.Fetched(effect.key, data is not None))
+        self._node.handle(events.Fetched(effect.key, ok))
 
     def _store(self, effect: events.StoreBytes) -> None:
         path = f"storage/{effect.key[0].hex()}"

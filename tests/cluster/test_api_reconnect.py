@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 import regrow as ray
 from regrow import _client
 from regrow._driver import Driver
+from regrow._home import read_gcs
 from regrow.cluster_utils import Cluster
 from regrow.exceptions import ObjectLostError
 from tests.cluster.watching import rows, wait_until
@@ -96,12 +98,21 @@ def test_ctrl_c_while_values_arrive_loses_none() -> None:
         ray.get([square.remote(i) for i in range(100)], timeout=TIMEOUT_S)
         refs = [square.remote(i) for i in range(5000)]
         interrupted = 0
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        getting = threading.Event()
+
+        def interrupt(*_: object) -> None:
+            if getting.is_set():  # once: this function itself is not to be interrupted
+                getting.clear()
+                raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
         try:
             while interrupted < 20:
                 try:
+                    getting.set()
                     ray.get(refs, timeout=TIMEOUT_S)
+                    getting.clear()
                 except KeyboardInterrupt:
                     interrupted += 1
                 else:
@@ -138,6 +149,43 @@ def test_a_durable_put_outlives_its_node(monkeypatch: pytest.MonkeyPatch, durabl
             with pytest.raises(ObjectLostError):
                 ray.get(total.remote(ref), timeout=TIMEOUT_S)
     finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_durable_put_is_read_though_the_control_store_names_its_dead_node_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The control store is stopped while the node dies, so that it is asked where the put is before
+    it has noticed: it says the dead node, and the second time the path in storage."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    moving = threading.Event()
+    move_to = Driver._move_to
+
+    def note_and_move(driver: Driver, path: str) -> None:
+        moving.set()
+        move_to(driver, path)
+
+    monkeypatch.setattr(Driver, "_put_again", lambda *_: None)
+    monkeypatch.setattr(Driver, "_move_to", note_and_move)
+    gcs = 0
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.connect()
+        cluster.wait_for_nodes()
+        ref = ray.put(np.arange(131_072), durable=True)  # 1 MiB
+        note = read_gcs(cluster.home)
+        assert note is not None and cluster.head_node is not None
+        gcs = note.pid
+        os.kill(gcs, signal.SIGSTOP)
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        assert moving.wait(TIMEOUT_S)
+        os.kill(gcs, signal.SIGCONT)
+        assert ray.get(total.remote(ref), timeout=TIMEOUT_S) == 131_071 * 65_536
+        assert ray.get(ref, timeout=TIMEOUT_S)[-1] == 131_071
+    finally:
+        if gcs:
+            os.kill(gcs, signal.SIGCONT)
         ray.shutdown()
         cluster.shutdown()
 

@@ -158,6 +158,21 @@ def test_a_drivers_put_that_was_not_stored_is_lost_with_its_node() -> None:
     assert "put by the driver" in said.message
 
 
+def test_a_drivers_put_whose_bytes_in_storage_cannot_be_read_is_read_again_when_asked_for() -> None:
+    """It is said to be lost, and why; but what storage cannot give now it may give later."""
+    put = put_object_id(tid(1))
+    bench, one, _ = with_victim([put])
+    bench.store.objects[put] = ops.ObjectRow(put, True, 1, stored="path", made_by="driver_put")
+    bench.say(one, Locate([put]))
+    assert answers(bench, one) == [Whereabouts(put, stored="path")]
+    bench.say(one, Locate([put], gone=[(put, 0)]))
+    said = failure(bench, one)
+    assert said.code == "object_lost"
+    assert "its bytes in storage cannot be read" in said.message
+    bench.say(one, Locate([put]))
+    assert answers(bench, one)[-1] == Whereabouts(put, stored="path")
+
+
 def test_a_put_is_made_again_by_the_task_that_put_it() -> None:
     put = put_object_id(tid(77))
     bench, one, _ = with_victim([put, oid(2)])
