@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psycopg
 
 from regrow.chaos import checkers, nemeses, workloads
 from regrow.chaos.checkers.checker import FINDINGS_MAX, Evidence
@@ -27,6 +28,8 @@ from regrow.chaos.nemeses.nemesis import Nemesis
 from regrow.chaos.scenario import NemesisPlan, Scenario
 from regrow.chaos.spy import Spy
 from regrow.chaos.stage import DriverSpec, Stage, run_folder, wait_until
+from regrow.cluster_utils import Node
+from regrow.exceptions import RayError
 
 HISTORY_FILE: Final = "history.jsonl"
 READY_S: Final = 60.0
@@ -126,8 +129,17 @@ class Run:
         self._result = RunResult(scenario, seed, command)
 
     def run(self) -> RunResult:
-        """Set up, faults, healing, checks."""
+        """Set up, faults, healing, checks. What keeps it from a verdict is in ``broken``."""
         begun = time.monotonic()
+        try:
+            self._run()
+        except (OSError, RuntimeError, AssertionError, psycopg.Error, RayError) as error:
+            self._result.broken = f"{type(error).__name__}: {error}"
+            self._watch("broken", self._result.broken)
+        self._result.took_s = time.monotonic() - begun
+        return self._result
+
+    def _run(self) -> None:
         path = self._folder / HISTORY_FILE
         path.unlink(missing_ok=True)
         with Recorder(path) as recorder:
@@ -145,8 +157,6 @@ class Run:
                 self._figures(evidence)
             self._what_is_left(stage, evidence)
             self._check(evidence, afterwards=True)
-        self._result.took_s = time.monotonic() - begun
-        return self._result
 
     # Faults
 
@@ -213,7 +223,7 @@ class Run:
             self._push(due.number, time.monotonic() + 0.1, heals=False)
             return
         self._injected[due.number] += 1
-        self._recorder.fault(before, plan.name, target)
+        self._recorder.fault(max(before, nemesis.struck_s), plan.name, target)
         self._watch("fault", f"{plan.name}: {target}")
         self._push(due.number, before + plan.heal_after_s, heals=True, target=target)
 
@@ -239,22 +249,15 @@ class Run:
         return evidence
 
     def _stats_at_rest(self, stage: Stage) -> dict[int, dict[str, int]]:
-        """What nodes still hold, once it is nothing or long after."""
-        spies = {node.node_id: Spy(stage.home, node.socket) for node in stage.nodes()}
+        """What nodes still hold, once it is nothing or long after. One that cannot be asked, which
+        may just be beginning anew, is asked again; at last it says so itself."""
         deadline = time.monotonic() + REST_S
-        try:
-            while True:
-                found = {
-                    node_id: {what: spy.stats()[what] for what in RESTING}
-                    for node_id, spy in spies.items()
-                }
-                held = any(count for stats in found.values() for count in stats.values())
-                if not held or time.monotonic() > deadline:
-                    return found
-                time.sleep(10 * POLL_S)
-        finally:
-            for spy in spies.values():
-                spy.close()
+        while True:
+            found = {node.node_id: _held_by(stage, node) for node in stage.nodes()}
+            held = any(count for stats in found.values() for count in stats.values())
+            if not held or time.monotonic() > deadline:
+                return found
+            time.sleep(10 * POLL_S)
 
     def _check(self, evidence: Evidence, *, afterwards: bool) -> None:
         names = (*self._workload.checkers, *self._scenario.checkers)
@@ -300,6 +303,18 @@ class Run:
 
     def _noted(self, name: str) -> bool:
         return bool(History.read(self._folder / HISTORY_FILE).notes(name))
+
+
+def _held_by(stage: Stage, node: Node) -> dict[str, int]:
+    try:
+        spy = Spy(stage.home, node.socket)
+        try:
+            stats = spy.stats()
+        finally:
+            spy.close()
+    except OSError:  # also ClusterConnectionError
+        return {"answer missing": 1}
+    return {what: stats[what] for what in RESTING}
 
 
 def _check_driver(stage: Stage) -> None:

@@ -92,6 +92,12 @@ def _check(scenario: Scenario) -> None:
     known("workload", scenario.workload, workloads.WORKLOADS)
     for plan in scenario.nemesis:
         known("nemesis", plan.name, nemeses.NEMESES)
+        nemeses.NEMESES[plan.name](plan.options)
+        if nemeses.NEMESES[plan.name].needs_proxy and not scenario.proxy:
+            raise ScenarioError(
+                f"scenario {scenario.name}: {plan.name} reaches Postgres through a proxy; "
+                "set proxy = true"
+            )
         if plan.every_s <= 0 or plan.heal_after_s < 0:
             raise ScenarioError(
                 f"scenario {scenario.name}: {plan.name} needs every_s > 0 and heal_after_s >= 0"

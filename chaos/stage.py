@@ -65,6 +65,8 @@ class Stage:
         #: Where the run keeps what is not the cluster's own.
         self.folder = folder
         self.mark = secrets.token_hex(8)
+        #: See `regrow.failpoints`.
+        self.failpoints = folder / "failpoints"
         self._before: dict[str, str | None] = {}
         self._ends = contextlib.ExitStack()
         self.cluster: Cluster
@@ -107,6 +109,9 @@ class Stage:
     def _set_environment(self) -> None:
         changes: dict[str, str | None] = dict.fromkeys(USER_SETTINGS)
         changes[MARK] = self.mark
+        for folder in (self.failpoints, self.failpoints / "crash", self.failpoints / "fired"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        changes["REGROW_FAILPOINTS"] = str(self.failpoints)
         # So that what is left at rest shows soon.
         changes["REGROW_REBUILT_KEPT_S"] = "2"
         changes |= self.scenario.environment
@@ -187,6 +192,11 @@ class Stage:
         with psycopg.connect(self.postgres_url(), autocommit=True) as connection:
             return connection.execute(query.encode(), arguments or None).fetchall()
 
+    def execute(self, statement: str) -> None:
+        """Have the server do something."""
+        with psycopg.connect(self.postgres_url(), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
     def storage(self) -> Path:
         """The folder in which objects are stored."""
         running = _home.read_gcs(self.home)
@@ -200,6 +210,33 @@ class Stage:
         scenario = self.scenario
         given = {"num_cpus": scenario.cpus, "object_store_memory": scenario.object_store_memory}
         return self.cluster.add_node(**{**given, **options})
+
+    def replace_dead_nodes(self) -> None:
+        """Bring the number of nodes back to what is wanted."""
+        for node in self.cluster.list_all_nodes():
+            if not node.alive():
+                self.cluster.remove_node(node, allow_graceful=False)
+        while len(self.nodes()) < self.wanted_nodes:
+            self.add_node()
+
+    def ensure_gcs(self) -> None:
+        """Bring a control store back, if none runs, and its standby."""
+        if self.scenario.standby:
+            wait_until(lambda: self.gcs_pid() != 0, START_S)
+            if not self._standby_waits():
+                self.start_standby()
+        elif not self.gcs_pid():
+            self.start_gcs()
+
+    def _standby_waits(self) -> bool:
+        leader = self.gcs_pid()
+        found = _daemons.find(self.home)
+        return any(one.module == _daemons.GCS_MODULE and one.pid != leader for one in found)
+
+    def ensure_postgres(self) -> None:
+        """Start the run's own server, if it is down; the embedded one the control store starts."""
+        if self._server is not None:
+            embedded.start(self._server, timeout_s=START_S)
 
     def start_standby(self) -> None:
         """A control store that takes over."""
@@ -218,10 +255,8 @@ class Stage:
 
     def start_everything(self) -> None:
         """After all was killed: what `regrow start` does, for as many nodes as there were."""
-        if self._server is not None:
-            embedded.start(self._server)
-        while len(self.nodes()) < self.wanted_nodes:
-            self.add_node()
+        self.ensure_postgres()
+        self.replace_dead_nodes()
         self.cluster.wait_for_nodes(START_S)
 
     # The driver

@@ -8,10 +8,12 @@ it reports its objects and asks anew whatever it has no answer to. Decides nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from regrow import failpoints
 from regrow.gcs.session import CLIENT_OPTIONS, METHOD, Outbox, encode, from_store_batch, grpc
 from regrow.messages import CloseJob, FromStore, Leave, Rebuilt, Register, ToStore
 
@@ -29,8 +31,12 @@ class ControlStoreLink:
     ``address`` is "host:port", or a callable that gives it, asked before each connection.
     """
 
-    def __init__(self, address: str | Callable[[], str]) -> None:
+    def __init__(
+        self, address: str | Callable[[], str], name: Callable[[], str] = lambda: "0"
+    ) -> None:
         self._address = address
+        #: As the chaos suite calls this node.
+        self._name = name
         self._outbox = Outbox()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -82,6 +88,9 @@ class ControlStoreLink:
                         await channel.channel_ready()
                 except TimeoutError:
                     continue
+                if failpoints.ON:
+                    with contextlib.suppress(ConnectionResetError):
+                        await failpoints.passage(self._name(), failpoints.GCS)
                 started = asyncio.get_running_loop().time()
                 await self._session(channel, on_messages, on_up, on_down)
                 if asyncio.get_running_loop().time() - started > RETRY_MAX_S:
@@ -131,12 +140,16 @@ class ControlStoreLink:
         try:
             while True:
                 while self._outbox:
+                    if failpoints.ON:
+                        await failpoints.passage(self._name(), failpoints.GCS)
                     await call.write(self._outbox.take())
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return  # the reader sees why
+        except ConnectionResetError:
+            call.cancel()
 
 
 def _describe(error: Any) -> str:

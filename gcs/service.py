@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, assert_never
 
 import msgspec
 
+from regrow import failpoints
 from regrow.gcs import operations
 from regrow.gcs.core import Core
 from regrow.gcs.core_events import (
@@ -52,7 +53,7 @@ from regrow.gcs.session import (
     pack,
     to_store_batch,
 )
-from regrow.messages import FromStore, OpenJob, Register, RegisterRefused, ToStore
+from regrow.messages import FromStore, OpenJob, Register, Registered, RegisterRefused, ToStore
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class _Session:
         self.outbox = Outbox()
         self.wake = asyncio.Event()
         self.closing = False
+        #: As the chaos suite calls the node, once it has a number.
+        self.node = "0"
 
     def close(self) -> None:
         self.closing = True
@@ -232,6 +235,8 @@ class ControlStore:
                 case Send(conn, message):
                     if message is not said:  # a broadcast is encoded once
                         said, body = message, encode(message)
+                    if failpoints.ON and isinstance(message, Registered) and conn in self._sessions:
+                        self._sessions[conn].node = str(message.node_id)
                     self._send(conn, body)
                 case Execute(number, operation):
                     self._begin(self._execute(number, operation))
@@ -258,7 +263,11 @@ class ControlStore:
         try:
             lane = self._lane(operation)
             loop = asyncio.get_running_loop()
+            if failpoints.ON:
+                self._crash_point("before", operation)
             result = await loop.run_in_executor(lane, self._store.execute, operation)
+            if failpoints.ON:
+                self._crash_point("after", operation)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -267,6 +276,15 @@ class ControlStore:
             logger.warning("%s failed: %s: %s", name, type(error).__name__, error)
             result = StoreFailed(str(error))
         self._feed(StoreReplied(number, result))
+
+    @staticmethod
+    def _crash_point(when: str, operation: Operation) -> None:
+        if not isinstance(operation, (*READS, operations.Lead)):
+            failpoints.crash_point(f"gcs.{when}_write")
+        if when == "after" and isinstance(operation, operations.ReserveActorName):
+            failpoints.crash_point("gcs.creating_actor")
+        if when == "after" and isinstance(operation, operations.RestoreActor):
+            failpoints.crash_point("gcs.restoring_actor")
 
     def _lane(self, operation: Operation) -> ThreadPoolExecutor:
         if isinstance(operation, operations.Lead):
@@ -281,6 +299,8 @@ class ControlStore:
         outcome = ANSWERED
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
+                if failpoints.ON:
+                    await failpoints.passage(failpoints.GCS, str(probe.node_id))
                 _, writer = await asyncio.open_connection(probe.host, probe.port)
             writer.close()
         except ConnectionRefusedError:
@@ -314,12 +334,14 @@ class ControlStore:
         try:
             while True:
                 while session.outbox:
+                    if failpoints.ON:
+                        await failpoints.passage(failpoints.GCS, session.node)
                     await context.write(session.outbox.take())
                 if session.closing or self._closed:
                     return
                 session.wake.clear()
                 await session.wake.wait()
-        except grpc.RpcError:
+        except (grpc.RpcError, ConnectionResetError):
             return  # the stream broke
         finally:
             reader.cancel()

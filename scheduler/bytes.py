@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from regrow import failpoints
 from regrow.exceptions import OutOfDiskError, StorageError
 from regrow.messages import Fetch, Fetched, PeerHello, encode, peer_decoder
 from regrow.objectstore.arena import Arena
@@ -210,6 +211,8 @@ class ByteMover:
         error = await self._in_thread(store, "store")
         if error is None:
             path = f"{self._storage_uri.rstrip('/')}/{name}"
+            if failpoints.ON:
+                failpoints.crash_point("node.checkpoint_stored")
             self._on_event(events.Stored(effect.key[0], path))
         else:
             detail = str(error) or type(error).__name__

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import msgspec
 
+from regrow import failpoints
 from regrow.messages import (
     PROTOCOL_VERSION,
     Hello,
     NodeMessage,
     Refused,
+    Run,
     client_decoder,
     encode,
 )
@@ -173,6 +175,8 @@ class ClientServer:
         """To a client; one that is gone needs nothing."""
         client = self._clients.get(number)
         if client is not None:
+            if failpoints.ON and isinstance(message, Run):
+                failpoints.crash_point("node.before_dispatch")
             client.send(message)
 
     def _process_ended(self, number: int) -> None:

@@ -69,7 +69,7 @@ class Daemon:
         self._cluster = json.loads((options.home / "gcs.json").read_text())
         self._token = options.read_token()
         self._core: Core | None = None
-        self._link = ControlStoreLink(self._store_address)
+        self._link = ControlStoreLink(self._store_address, self._name)
         self._registered: asyncio.Future[Registered] = self._loop.create_future()
         self._view: NodeView | None = None
         self._ended: asyncio.Future[Effect | None] = self._loop.create_future()
@@ -117,6 +117,10 @@ class Daemon:
         except (OSError, ValueError):
             cluster = self._cluster  # it is being written, or its writer is dead
         return str(cluster["address"])
+
+    def _name(self) -> str:
+        """As the chaos suite calls this node."""
+        return str(self._view.node_id if self._view is not None else 0)
 
     def _describe(self, arena_size: int, listening: socket.socket) -> NodeView:
         options = self._options

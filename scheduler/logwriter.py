@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from regrow import failpoints
 from regrow.gcs.log import LogConnection, LogConnectionLost
 from regrow.gcs.operations import Append
 from regrow.scheduler.events import Appended, Event, LogFailed
@@ -61,6 +62,8 @@ class LogWriter:
 
     def send(self, append: Append) -> None:
         """Sends a batch; ``Appended`` follows. Hot path: once per batch."""
+        if failpoints.ON:
+            failpoints.crash_point("node.before_append")
         self._unanswered.append(append)
         self._look_later()
         connection = self._connection
@@ -120,6 +123,8 @@ class LogWriter:
             return
         if answers:
             self._failures = 0
+            if failpoints.ON:
+                failpoints.crash_point("node.after_append")
         for number, result in answers:
             append = self._unanswered.popleft()
             assert append.number == number, "answers come in order"

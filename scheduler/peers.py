@@ -17,8 +17,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from regrow import failpoints
 from regrow.messages import (
     PROTOCOL_VERSION,
+    HandOver,
     NodeView,
     PeerHello,
     PeerMessage,
@@ -44,6 +46,8 @@ class Credentials:
     def __init__(self, token: str, self_id: tuple[int, int]) -> None:
         self._token = token.encode()
         self.self_id = self_id
+        #: As the chaos suite calls this node.
+        self.name = str(self_id[0])
 
     def proof(self, role: str, node_id: int, incarnation: int) -> str:
         """What only a holder of the token can say about itself."""
@@ -82,6 +86,8 @@ async def dial(view: NodeView, credentials: Credentials, purpose: str) -> socket
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         async with asyncio.timeout(_DIAL_TIMEOUT_S):
+            if failpoints.ON:
+                await failpoints.passage(credentials.name, str(view.node_id))
             await loop.sock_connect(sock, (view.host, view.port))
             await loop.sock_sendall(sock, frame(encode(credentials.hello("dials", purpose))))
             answer = peer_decoder.decode(await read_frame(sock, FrameReader(_HELLO_LIMIT)))
@@ -146,6 +152,8 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             while self._outgoing:
+                if failpoints.ON:
+                    await failpoints.passage(self._credentials.name, str(self.view.node_id))
                 outgoing, self._outgoing = self._outgoing, deque()
                 await loop.sock_sendall(sock, b"".join(outgoing))
             self._wake.clear()
@@ -208,6 +216,8 @@ class PeerNetwork:
 
     def send(self, node_id: int, message: PeerMessage) -> None:
         """To a peer; to one that is dead nothing is sent: whoever waits is told of the death."""
+        if failpoints.ON and isinstance(message, HandOver):
+            failpoints.crash_point("node.before_hand_over")
         link = self._links.get(node_id)
         if link is None:
             view = self._incarnations.view(node_id)
@@ -261,6 +271,8 @@ class PeerNetwork:
                 await loop.sock_sendall(sock, frame(encode(self._credentials.hello("answers"))))
             assert isinstance(hello, PeerHello)
             if hello.purpose == "bulk":
+                if failpoints.ON:
+                    await failpoints.passage(self._credentials.name, str(hello.node_id))
                 await self._serve_bulk(sock, hello, reader.rest())
             else:
                 await self._receive(sock, hello, reader.rest())
@@ -287,6 +299,8 @@ class PeerNetwork:
                         message = peer_decoder.decode(memoryview(body)[8:])
                         self._on_event(PeerSaid(hello.node_id, message, hello.incarnation))
                 number = self._received.get(caller, 0)
+                if failpoints.ON:
+                    await failpoints.passage(self._credentials.name, str(hello.node_id))
                 await loop.sock_sendall(sock, frame(number.to_bytes(8, "little")))
             data = await loop.sock_recv(sock, _READ)
             if not data:

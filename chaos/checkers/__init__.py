@@ -6,6 +6,7 @@ from typing import Final
 
 from regrow.chaos.checkers.checker import Checker
 from regrow.chaos.checkers.counters import Counters
+from regrow.chaos.checkers.deaths import NoFalseDeaths
 from regrow.chaos.checkers.log import (
     Amplification,
     AtRest,
@@ -40,6 +41,6 @@ ALWAYS: Final[tuple[type[Checker], ...]] = (
     NothingLeft,
 )
 
-_ALL: Final[tuple[type[Checker], ...]] = (*ALWAYS, Answers, Counters)
+_ALL: Final[tuple[type[Checker], ...]] = (*ALWAYS, Answers, Counters, NoFalseDeaths)
 
 CHECKERS: Final[dict[str, type[Checker]]] = {checker.name: checker for checker in _ALL}

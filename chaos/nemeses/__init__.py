@@ -4,16 +4,42 @@ from __future__ import annotations
 
 from typing import Final
 
+from regrow.chaos.nemeses import (
+    crash_points,
+    database,
+    network,
+    pauses,
+    processes,
+    storage,
+)
 from regrow.chaos.nemeses.nemesis import Nemesis
-from regrow.chaos.nemeses.processes import (
-    DriverKill,
-    EverythingCrash,
-    GcsCrash,
-    NodeCrash,
-    WorkerCrash,
+
+_ALL: Final[tuple[type[Nemesis], ...]] = (
+    processes.WorkerCrash,
+    processes.NodeCrash,
+    processes.GcsCrash,
+    processes.DriverKill,
+    processes.EverythingCrash,
+    crash_points.CrashPoint,
+    pauses.NodePause,
+    pauses.GcsPause,
+    pauses.NodeDrain,
+    pauses.CpuStarvation,
+    network.CutLinks,
+    network.BreakLinks,
+    network.SlowLinks,
+    network.BlackOut,
+    database.PostgresStop,
+    database.PostgresAway,
+    database.LogBreak,
+    database.LostAnswers,
+    database.SlowCommits,
+    database.DatabaseLocked,
+    database.DatabaseFull,
+    database.BackendsKilled,
+    database.ConnectionsExhausted,
+    storage.FilesDamaged,
+    storage.StorageAway,
 )
 
-NEMESES: Final[dict[str, type[Nemesis]]] = {
-    nemesis.name: nemesis
-    for nemesis in (DriverKill, EverythingCrash, GcsCrash, NodeCrash, WorkerCrash)
-}
+NEMESES: Final[dict[str, type[Nemesis]]] = {nemesis.name: nemesis for nemesis in _ALL}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from regrow.chaos.scenario import ScenarioError
 from regrow.chaos.stage import Stage
 
 
@@ -28,7 +29,12 @@ class Nemesis:
         """None, unless a subclass has some."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.options: Any = msgspec.convert(options, self.Options)
+        try:
+            self.options: Any = msgspec.convert(options, self.Options)
+        except msgspec.ValidationError as error:
+            raise ScenarioError(f"nemesis {self.name}: options: {error}") from None
+        #: When it struck, where that was later than its call.
+        self.struck_s = 0.0
 
     def set_up(self, stage: Stage) -> None:
         """Before the cluster has anything to do."""

@@ -12,7 +12,7 @@ import msgspec
 
 from regrow import _daemons
 from regrow.chaos.nemeses.nemesis import Nemesis
-from regrow.chaos.stage import START_S, Stage, wait_until
+from regrow.chaos.stage import Stage
 from regrow.gcs import embedded
 
 
@@ -57,8 +57,7 @@ class NodeCrash(Nemesis):
         return f"node {names}"
 
     def heal(self, stage: Stage) -> None:
-        while len(stage.nodes()) < stage.wanted_nodes:
-            stage.add_node()
+        stage.replace_dead_nodes()
 
 
 class GcsCrash(Nemesis):
@@ -74,11 +73,7 @@ class GcsCrash(Nemesis):
         return f"control store {pid}"
 
     def heal(self, stage: Stage) -> None:
-        if stage.scenario.standby:
-            wait_until(lambda: stage.gcs_pid() != 0, START_S)
-            stage.start_standby()
-        elif not stage.gcs_pid():
-            stage.start_gcs()
+        stage.ensure_gcs()
 
 
 class DriverKill(Nemesis):

@@ -68,7 +68,7 @@ def run_one(console: Console, scenario: Scenario, seed: int, folder: Path | None
             elif kind in ("fault", "heal"):
                 word = "[red]fault[/]" if kind == "fault" else "[green]heal [/]"
                 console.print(f"  {spent}  {word}  {escape(text)}", soft_wrap=True)
-            elif kind == "failed":
+            elif kind in ("failed", "broken"):
                 console.print(f"  {spent}  [red]NO[/]     {escape(text)}", soft_wrap=True)
             status.update(f"{spent}  {phase}")
 

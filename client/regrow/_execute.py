@@ -17,6 +17,7 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 
+from regrow import failpoints
 from regrow._answers import Answers
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
@@ -182,6 +183,8 @@ class Executor:
             self._gpus = run.gpus
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
         task = self.task_of(spec, run)
+        if failpoints.ON:
+            failpoints.crash_point("worker.running")
         if self.saver is not None:
             task.answers = Answers(run.answers)
         self._client.running.enter(task)
@@ -342,6 +345,8 @@ def has_coroutines(cls: type) -> bool:
 
 
 def _done(spec: TaskSpec, attempt: int, outcome: Outcome, start_ns: int) -> TaskDone | None:
+    if failpoints.ON:
+        failpoints.crash_point("worker.sealed")
     if outcome is None:
         return None
     status, returns, retry = outcome

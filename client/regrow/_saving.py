@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from regrow import failpoints
 from regrow._context import Task
 from regrow._refs import ObjectRef
 from regrow.messages import Checkpoint
@@ -74,5 +75,7 @@ class StateSaver:
             return
         finally:
             client.running.leave(task)
+        if failpoints.ON:
+            failpoints.crash_point("worker.saving")
         client.link.post(Checkpoint(ref._id, custom, self.exact))
         self._ref = ref

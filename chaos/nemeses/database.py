@@ -1,0 +1,235 @@
+"""Postgres that crashes, is away, is slow, is full, is locked, or whose answers are lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from typing import ClassVar, Literal
+
+import msgspec
+import psycopg
+
+from regrow.chaos.nemeses.nemesis import Nemesis
+from regrow.chaos.postgres_proxy import PostgresProxy
+from regrow.chaos.stage import START_S, Stage, wait_until
+from regrow.gcs import embedded
+
+
+def _proxy(stage: Stage) -> PostgresProxy:
+    assert stage.proxy is not None, "the scenario has a proxy"
+    return stage.proxy
+
+
+class PostgresStop(Nemesis):
+    """The server ends at once, as in a crash, and is started again."""
+
+    name: ClassVar[str] = "postgres_stop"
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """ "immediate" is `pg_ctl stop -m immediate`, "kill" SIGKILL of the postmaster."""
+
+        mode: Literal["immediate", "kill"] = "immediate"
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        pid = stage.postgres_pid()
+        if not pid:
+            return ""
+        if self.options.mode == "kill":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            embedded.stop(stage.postgres_directory(), mode="immediate")
+        return f"server {pid}"
+
+    def heal(self, stage: Stage) -> None:
+        stage.ensure_postgres()
+        wait_until(lambda: stage.postgres_pid() != 0, START_S)
+
+
+class PostgresAway(Nemesis):
+    """All connections break, and none is accepted until it is healed."""
+
+    name: ClassVar[str] = "postgres_away"
+    needs_proxy: ClassVar[bool] = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._away = False
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        if self._away:
+            return ""
+        self._away = True
+        _proxy(stage).go_away()
+        return "every connection"
+
+    def heal(self, stage: Stage) -> None:
+        if self._away:
+            self._away = False
+            _proxy(stage).come_back()
+
+
+class LogBreak(Nemesis):
+    """Every connection is cut, in the middle of whatever transaction it is in."""
+
+    name: ClassVar[str] = "log_break"
+    needs_proxy: ClassVar[bool] = True
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        cut = _proxy(stage).cut_all()
+        return f"{cut} connections" if cut else ""
+
+
+class LostAnswers(Nemesis):
+    """Answers to commits are lost: what was committed is unknown to who asked for it."""
+
+    name: ClassVar[str] = "lost_answers"
+    needs_proxy: ClassVar[bool] = True
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """Of each so many commits one."""
+
+        every: int = 20
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        """Fires with the first answer that is lost."""
+        proxy = _proxy(stage)
+        before = proxy.lost
+        proxy.lose_answers(self.options.every)
+        try:
+            wait_until(lambda: proxy.lost > before, 2.0)
+        except TimeoutError:
+            proxy.lose_answers(0)
+            return ""
+        return f"one of {self.options.every} commits"
+
+    def heal(self, stage: Stage) -> None:
+        _proxy(stage).lose_answers(0)
+
+
+class SlowCommits(Nemesis):
+    """Every statement waits before Postgres gets it, as with a slow disk."""
+
+    name: ClassVar[str] = "slow_commits"
+    needs_proxy: ClassVar[bool] = True
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """Seconds."""
+
+        delay_s: float = 0.1
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        _proxy(stage).delay(self.options.delay_s)
+        return f"{self.options.delay_s:g} s each"
+
+    def heal(self, stage: Stage) -> None:
+        _proxy(stage).delay(0.0)
+
+
+class _OnTheServer(Nemesis):
+    """Something that a session of its own does to the server."""
+
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._sessions: list[psycopg.Connection[tuple[object, ...]]] = []
+
+    def heal(self, stage: Stage) -> None:
+        for session in self._sessions:
+            session.close()
+        self._sessions = []
+
+
+class DatabaseLocked(_OnTheServer):
+    """A session holds a lock that every append and every write of the control store waits for."""
+
+    name: ClassVar[str] = "database_locked"
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        if self._sessions:
+            return ""
+        try:
+            session = psycopg.connect(stage.postgres_url())
+            self._sessions.append(session)
+            session.execute("SET lock_timeout = '2s'")
+            session.execute("LOCK TABLE regrow.nodes IN ACCESS EXCLUSIVE MODE")
+        except (psycopg.Error, RuntimeError):
+            self.heal(stage)
+            return ""
+        return "regrow.nodes"
+
+
+class BackendsKilled(Nemesis):
+    """Server processes end in the middle of their transactions, as a deadlock may end one."""
+
+    name: ClassVar[str] = "backends_killed"
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        try:
+            rows = stage.rows(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        except (psycopg.Error, RuntimeError):
+            return ""
+        return f"{rows[0][0]} sessions" if rows[0][0] else ""
+
+
+class ConnectionsExhausted(_OnTheServer):
+    """Others have all connections that the server allows; those that break cannot come back."""
+
+    name: ClassVar[str] = "connections_exhausted"
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        if self._sessions:
+            return ""
+        try:
+            url = stage.postgres_url()
+            killer = psycopg.connect(url, autocommit=True)
+        except (psycopg.Error, RuntimeError):
+            return ""
+        with killer:
+            for _ in range(2):
+                with contextlib.suppress(psycopg.OperationalError):
+                    while True:
+                        self._sessions.append(psycopg.connect(url, autocommit=True))
+                # Those that were there first lose theirs, and it is taken, too.
+                killer.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                    "AND application_name LIKE 'regrow%'"
+                )
+        return f"{len(self._sessions)} connections"
+
+
+class DatabaseFull(Nemesis):
+    """Every write is refused for want of room (SQLSTATE 53100)."""
+
+    name: ClassVar[str] = "database_full"
+
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._full = False
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        if self._full:
+            return ""
+        try:
+            stage.execute(
+                "CREATE FUNCTION regrow.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "RAISE EXCEPTION 'could not extend file: No space left on device' "
+                "USING ERRCODE = '53100', HINT = 'Check free disk space.'; END $$; "
+                "CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON regrow.nodes "
+                "FOR EACH STATEMENT EXECUTE FUNCTION regrow.no_room()"
+            )
+        except (psycopg.Error, RuntimeError):
+            return ""
+        self._full = True
+        return "every write of a node"
+
+    def heal(self, stage: Stage) -> None:
+        if self._full:
+            wait_until(lambda: stage.postgres_pid() != 0, START_S)
+            stage.execute("DROP FUNCTION IF EXISTS regrow.no_room CASCADE")
+            self._full = False

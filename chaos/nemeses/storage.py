@@ -1,0 +1,90 @@
+"""Files that are corrupted, truncated or deleted, and folders that are away or full."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import msgspec
+
+from regrow.chaos.nemeses.nemesis import Nemesis
+from regrow.chaos.stage import Stage
+
+Place = Literal["storage", "spill"]
+
+
+def _folder(stage: Stage, place: Place) -> Path:
+    return stage.storage() if place == "storage" else stage.home / "spill"
+
+
+class FilesDamaged(Nemesis):
+    """Some files of the storage, or of the nodes' spill folders, are not what was written."""
+
+    name: ClassVar[str] = "files_damaged"
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """Where, how ("any": drawn for each), and which share of what is there."""
+
+        place: Place = "storage"
+        how: Literal["corrupt", "truncate", "delete", "any"] = "any"
+        share: float = 0.3
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        folder = _folder(stage, self.options.place)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = [path for path in files if not path.name.startswith(".")]
+        if not files:
+            return ""
+        count = max(1, int(len(files) * self.options.share))
+        for path in rng.sample(files, count):
+            how = self.options.how
+            if how == "any":
+                how = rng.choice(["corrupt", "truncate", "delete"])
+            with contextlib.suppress(FileNotFoundError):  # deleted by its owner meanwhile
+                _damage(path, how, rng)
+        return f"{count} of {len(files)} files in {self.options.place}"
+
+
+def _damage(path: Path, how: str, rng: random.Random) -> None:
+    if how == "delete":
+        path.unlink()
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        if how == "truncate":
+            file.truncate(size // 2)
+        elif size:
+            place = rng.randrange(size)
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 0xFF]))
+
+
+class StorageAway(Nemesis):
+    """The folder of the storage is not there, and cannot be made."""
+
+    name: ClassVar[str] = "storage_away"
+
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._moved: tuple[Path, Path] | None = None
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        folder = stage.storage()
+        if self._moved is not None or not folder.is_dir():
+            return ""
+        aside = folder.with_name(f"{folder.name}-away")
+        folder.rename(aside)
+        folder.touch()  # a file in its place
+        self._moved = folder, aside
+        return str(folder.name)
+
+    def heal(self, stage: Stage) -> None:
+        if self._moved is not None:
+            folder, aside = self._moved
+            self._moved = None
+            folder.unlink()
+            aside.rename(folder)
