@@ -28,7 +28,6 @@ from regrow.gcs.operations import (
     Sweep,
 )
 from regrow.messages import (
-    ACTOR_CALL,
     TASK,
     Fenced,
     FunctionDef,
@@ -37,7 +36,6 @@ from regrow.messages import (
     Reassigned,
     Suspect,
     header_decoder,
-    spec_decoder,
 )
 
 #: Leases are read this often where one may run out soon, else half as often.
@@ -315,6 +313,4 @@ class Fencing:
 def _order(held: HeldTask) -> int:
     """Where a task comes among those given to a node. Ids do not tell in which order a caller made
     its calls."""
-    if header_decoder.decode(held.spec).kind != ACTOR_CALL:
-        return 0
-    return spec_decoder.decode(held.spec).order
+    return header_decoder.decode(held.spec).order

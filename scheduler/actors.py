@@ -34,6 +34,7 @@ from regrow.messages import (
     failure_decoder,
 )
 from regrow.scheduler import tasks as states
+from regrow.scheduler.call_order import CallOrder
 from regrow.scheduler.checkpoints import Checkpoints
 from regrow.scheduler.restoring import Restoration, Restorer
 
@@ -103,6 +104,7 @@ class ActorTable:
         self.table: dict[bytes, Actor] = {}
         self._dead: dict[bytes, None] = {}
         self.restorer = Restorer(core)
+        self.call_order = CallOrder(core)
 
     # --- creation ---------------------------------------------------------------------------------
 
@@ -216,12 +218,15 @@ class ActorTable:
         queue = actor.queues.get(caller)
         if queue is None:
             queue = actor.queues[caller] = deque()
-        if queue and queue[-1].order > task.order and not task.rebuild:
+        if queue and not task.rebuild and _place(queue[-1]) > _place(task):
             # It comes back from a home that is gone; what was called after it waited meanwhile.
-            later = next(place for place, other in enumerate(queue) if other.order > task.order)
+            own = _place(task)
+            later = next(place for place, other in enumerate(queue) if _place(other) > own)
             queue.insert(later, task)
         else:
             queue.append(task)
+        if self.call_order.awaited:
+            self.call_order.came(header.task_id)
 
     def arguments_awaited(self, task: Task) -> None:
         """A call waits for its arguments: in vain, if its actor is dead."""
@@ -284,20 +289,28 @@ class ActorTable:
                 queue.popleft()
                 core.tasks.hand_over(task, actor.node)
                 continue
-            if task.state == states.WAITING:
-                if task.header.deps:
-                    core.tasks.stay(task)  # comes back through ``runnable``, and then here
-                    if task.state != states.QUEUED or not queue or queue[0] is not task:
-                        return
-                task.state = states.QUEUED
-            if task.state != states.QUEUED:
+            if not self._start(actor, queue, task):
                 return
-            assert actor.worker is not None
-            if not core.pool.call(actor.worker, task):
-                return  # its spilled arguments are being restored
             queue.popleft()
         if queue is not None and not queue:
             actor.queues.pop(caller, None)
+
+    def _start(self, actor: Actor, queue: deque[Task], task: Task) -> bool:
+        """Gives the first call of a queue to the actor's process, if nothing is missing. Hot
+        path."""
+        header = task.header
+        if header.after and not (task.follows or task.rebuild or self.call_order.may_go(task)):
+            return False
+        if task.state == states.WAITING:
+            if header.deps:
+                self._core.tasks.stay(task)  # comes back through ``runnable``, and then here
+                if task.state != states.QUEUED or not queue or queue[0] is not task:
+                    return False
+            task.state = states.QUEUED
+        if task.state != states.QUEUED:
+            return False
+        assert actor.worker is not None
+        return self._core.pool.call(actor.worker, task)  # else spilled arguments are restored
 
     def call_ended(self, task: Task) -> int:
         """A call has its result. Returns its place in the actor's order, from 1 (0: it never
@@ -434,6 +447,10 @@ class ActorTable:
 
     def returns(self, actor: Actor, state: int = RESTORING) -> None:
         """It is on its way back: no call reaches it meanwhile."""
+        if self.call_order.awaited:
+            for queue in actor.queues.values():
+                for task in queue:
+                    self.call_order.forget(task)
         actor.state = state
         actor.node = 0
         actor.worker = None
@@ -596,6 +613,12 @@ class ActorTable:
             for actor in self.table.values()
             if actor.state == HERE
         ]
+
+
+def _place(task: Task) -> tuple[int, int, int]:
+    """Among the calls of its caller: a later driver of a job counts anew."""
+    header = task.header
+    return header.driver, header.order, task.order
 
 
 def _why(worker: Worker) -> str:

@@ -394,7 +394,10 @@ class Core:
             case Locations():
                 self.objects.locations(message.objects)
             case TaskStates():
-                self.tasks.looked_up(message)
+                if message.number > 0:
+                    self.tasks.looked_up(message)
+                else:
+                    self.actors.call_order.looked_up(message)
             case JobOpened():
                 self._job_opened(message)
             case JobClosed():
@@ -670,6 +673,7 @@ class Core:
             self.send_store_held(here)
         self.objects.locate_all()
         self.tasks.look_up_again()
+        self.actors.call_order.ask_again()
         self.tasks.ask_functions_again()
         self.actors.find_again()
         self.questions.ask_again()
@@ -939,5 +943,6 @@ class Core:
         self.ledger.check()
         self.objects.check()
         self.tasks.check()
+        self.actors.call_order.check()
         self.pool.check()
         self.transport.store.check()

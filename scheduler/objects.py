@@ -226,6 +226,8 @@ class ObjectTable:
             dependents, entry.dependents = entry.dependents, None
             for task in dependents:
                 core.tasks.value_arrived(task)
+        if core.actors.call_order.awaited:
+            core.actors.call_order.ended(entry.object_id[:16])
         if entry.wanted_here:
             self.need_bytes(entry)
         self.free_unheld(entry)  # a dependent that ended at once may have been the last holder

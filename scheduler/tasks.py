@@ -79,8 +79,8 @@ class Task:
     """A task that is not finished."""
 
     __slots__ = (
-        "answers", "attempt", "client", "digests", "driver", "ended", "gpus", "header", "holder",
-        "infeasible_ms", "kills", "logged",
+        "answers", "attempt", "client", "digests", "driver", "ended", "follows", "gpus", "header",
+        "holder", "infeasible_ms", "kills", "logged",
         "missing", "node", "oom_kills", "order", "rebuild", "restore", "restored", "shape",
         "spec", "state", "submitter", "worker",
     )  # fmt: skip
@@ -115,6 +115,8 @@ class Task:
         self.restore = b""
         #: Of a call that is replayed: what ``wait`` and timed ``get`` answered in it.
         self.answers: bytes | None = None
+        #: Of an actor's call: its caller's calls before it have ended, or are here.
+        self.follows = False
         #: Its row is in the log, or in the open batch.
         self.logged = False
         #: Workers that it killed.
@@ -251,7 +253,8 @@ class TaskTable:
                 self._judge(header, spec, client, state, entries)
             for entry in entries:
                 entry.pins -= 1
-                if entry.waiters or entry.dependents or entry.readers:
+                awaited = core.actors.call_order.awaits(entry.object_id)
+                if awaited or entry.waiters or entry.dependents or entry.readers:
                     core.objects.need_value(entry)
                 core.objects.free_unheld(entry)
         client = held[0][0]
@@ -402,6 +405,7 @@ class TaskTable:
             task.worker = None
             task.node = 0
             task.missing = 0
+            task.follows = False
             task.state = WAITING
             self.detach(task)
         else:
@@ -453,8 +457,16 @@ class TaskTable:
         ended = known is not None and known >= (header.driver, attempt)
         return ended or self._core.journal.has_ended(header.task_id)
 
+    def ended_here(self, task_id: bytes, driver: int) -> bool:
+        """Whether a call of an actor that restarts, submitted by this driver of its job or by a
+        later one, ended on this node."""
+        known = self._guests_ended.get(task_id)
+        return known is not None and known[0] >= driver
+
     def detach(self, task: Task) -> None:
-        """It awaits its arguments no more."""
+        """It awaits its arguments no more, nor the call before it."""
+        if task.header.after:
+            self._core.actors.call_order.forget(task)
         for dep in task.header.deps:
             entry = self._core.objects.entries.get(dep)
             if entry is not None:

@@ -100,6 +100,8 @@ class Frame:
         self.epoch = b""
         #: From which driver of its job it descends.
         self.driver = 0
+        #: Its last call of each actor that restarts.
+        self.last_calls: dict[bytes, bytes] = {}
         #: What it waits for: ("get" or "wait", handles, count), or ("credit",), ...
         self.waits: tuple[Any, ...] | None = None
         self.run: RunTask | None = None
@@ -408,10 +410,14 @@ class SimClient:
         flags |= frame.passed_on
         if frame.passed_on & RESUMED:
             self.cluster.checks.resubmitted(task_id, program)
+        after = b""
+        if program.kind == ACTOR_CALL and program.recoverable:
+            after = frame.last_calls.get(actor_id, b"")
+            frame.last_calls[actor_id] = task_id
         spec = TaskSpec(
             task_id, frame.task_id, frame.job, definition.function_id, name[program.kind],
             program.kind, actor_id, dep_ids, nested_ids, program.resources, len(program.returns),
-            program.max_retries, flags, program.strategy, args, order=program.order,
+            program.max_retries, flags, program.strategy, program.order, after, args,
         )  # fmt: skip
         self.cluster.checks.submitted(task_id, site)
         goldens = self.cluster.golden.values[site]

@@ -148,13 +148,7 @@ class SimWorker(SimClient):
         self.ended(frame, Result(OK, [(SMALL, golden.hash, [])]))
 
     def _check_order(self, spec: TaskHeader, program: Program) -> None:
-        """A caller's calls come in its order, and are replayed in that. Those that its node had
-        when it died, and that others were given, come as they can (docs/recovery.md)."""
-        assert self.frame is not None
-        run = self.frame.run
-        assert run is not None
-        if program.recoverable and run.attempt > 1 and run.answers is None:
-            return
+        """A caller's calls come in its order, and are replayed in that."""
         # The next driver of a job begins with its first call, which its arguments may have changed.
         call, last = (spec.driver, program.order), self._orders.get(spec.parent_id, (0, 0))
         self.cluster.checks.require(

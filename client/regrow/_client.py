@@ -170,11 +170,17 @@ class Client:
             options = _with_options(options, key=key, content=_keyed_content(call, packed.data))
         if before is not None:
             before(task_id)
+        order, after = 0, b""
+        if call.kind == ACTOR_CALL:
+            order = next(parent.calls)
+            if call.flags & RECOVERABLE:
+                after = parent.last_calls.get(call.actor_id, b"")
+                parent.last_calls[call.actor_id] = task_id
         spec = TaskSpec(
             task_id, parent.task_id, parent.job, definition.function_id, call.name, call.kind,
             call.actor_id or (task_id if call.kind else b""), packed.deps, packed.nested,
-            call.resources, call.num_returns, call.max_retries, flags, call.strategy, packed.data,
-            call.method, options, next(parent.calls) if call.kind == ACTOR_CALL else 0,
+            call.resources, call.num_returns, call.max_retries, flags, call.strategy, order, after,
+            packed.data, call.method, options,
         )  # fmt: skip
         make = self.refs.own if parent.counted_ids is None else self.refs.fresh
         refs = [make(object_id(task_id, index)) for index in range(call.num_returns)]

@@ -25,8 +25,8 @@ class Task:
 
     __slots__ = (
         "actor_id", "answers", "attempt", "calls", "content_ids", "counted_ids", "driver",
-        "function_id", "has_namespace", "job", "keys", "name", "namespace", "passed_on",
-        "resources", "steps", "task_id",
+        "function_id", "has_namespace", "job", "keys", "last_calls", "name", "namespace",
+        "passed_on", "resources", "steps", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,8 @@ class Task:
         self.keys: dict[bytes, bytes] = {}
         #: The place of its next call of an actor among all of them.
         self.calls = itertools.count(1)
+        #: Its last call of each actor that restarts.
+        self.last_calls: dict[bytes, bytes] = {}
         self.actor_id = actor_id
         #: Of a call of an actor that restarts.
         self.answers: Answers | None = None

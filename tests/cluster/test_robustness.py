@@ -160,9 +160,7 @@ def test_nothing_of_a_stranger_is_unpickled(running: Cluster, tmp_path: Path) ->
 
     function = FunctionDef(b"f" * 16, "poison", cloudpickle.dumps(poison))
     bomb = FunctionDef(b"g" * 16, "bomb", cloudpickle.dumps(Bomb()))
-    spec = TaskSpec(
-        b"t" * 16, b"p" * 16, 1, b"f" * 16, "poison", 0, b"", [], [], None, 1, 0, 0, "", b""
-    )
+    spec = TaskSpec(b"t" * 16, b"p" * 16, 1, b"f" * 16, "poison", 0, b"", [], [], None, 1, 0, 0, "")
     program = [DefineFunctions([function, bomb]), Submit([msgspec.Raw(encode(spec))])]
     said = b"".join(frame(encode(message)) for message in program)
     node = node_files(running.home)[0]

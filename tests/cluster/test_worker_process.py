@@ -120,7 +120,8 @@ def task(node: FakeNode, number: int, function: Callable[..., Any], *args: Any) 
 
     spec = TaskSpec(
         bytes([number]) * 16, b"p" * 16, 1, define(function).function_id, function.__name__, 0,
-        b"", [], [], None, 1, 3, 0, "", pack_arguments(args, {}, no_put, "f").data,
+        b"", [], [], None, 1, 3, 0, "",
+        args=pack_arguments(args, {}, no_put, "f").data,
     )  # fmt: skip
     return RunTask(Raw(encode(spec)), 1, [], [])
 

@@ -150,7 +150,7 @@ class Player:
         spec = TaskSpec(
             task_id, driver_task_id(ROOTS[job - 1]), job, FUNCTIONS[place % 2].function_id,
             f"function {place}", kind, ACTOR if of_actor else b"", deps, PUTS[: place % 3],
-            {"GPU": 1} if place % 4 == 1 else None, 1 + place % 2, place - 1, 0, "", b"args",
+            {"GPU": 1} if place % 4 == 1 else None, 1 + place % 2, place - 1, 0, "", args=b"args",
         )  # fmt: skip
         header = TaskHeader(*[getattr(spec, name) for name in TaskHeader.__struct_fields__])
         outcome = self.outcome(r, task_id) if r.random() < 0.5 else None

@@ -256,7 +256,7 @@ class Cluster:
         spec = TaskSpec(
             task_id, parent or self.driver, job or self.job, FUNCTION.function_id, "square", kind,
             actor_id, deps or [], nested or [], resources, num_returns, max_retries,
-            driver << DRIVER_SHIFT, "", b"arguments",
+            driver << DRIVER_SHIFT, "", args=b"arguments",
         )  # fmt: skip
         header = TaskHeader(*[getattr(spec, name) for name in TaskHeader.__struct_fields__])
         return Submitted(

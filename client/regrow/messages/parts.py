@@ -84,6 +84,10 @@ class TaskHeader(WirePart, frozen=True):
     flags: int
     #: "" or "SPREAD" or "node:<id>" / "node:<id>:soft".
     strategy: str
+    #: Of an actor's call: its place among the submissions of its caller, from 1.
+    order: int = 0
+    #: Of a call of an actor that restarts: the call of that actor which its caller made before.
+    after: bytes = b""
 
     @property
     def driver(self) -> int:
@@ -95,13 +99,11 @@ class TaskSpec(TaskHeader, frozen=True):
     """What a client submits. Only the client and the worker look at what follows the header."""
 
     #: Packed ``(args, kwargs)``; top-level references are ``Placeholder(i)`` into ``deps``.
-    args: bytes
+    args: bytes = b""
     #: Of an actor's call.
     method: str = ""
     #: Packed dict of what only the worker needs (``retry_exceptions`` types, actor's options, ...).
     options: bytes = b""
-    #: Of an actor's call: its place among the submissions of its caller, from 1.
-    order: int = 0
 
 
 class Value(WirePart, frozen=True):

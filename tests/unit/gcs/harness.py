@@ -78,7 +78,7 @@ def oid(number: int, index: int = 0) -> bytes:
 
 def spec(task_id: bytes, job: int = 1) -> bytes:
     return encode(TaskSpec(
-        task_id, b"", job, b"f" * 16, "f", TASK, b"", [], [], None, 1, 3, 0, "", b"",
+        task_id, b"", job, b"f" * 16, "f", TASK, b"", [], [], None, 1, 3, 0, "",
     ))  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def call(task_id: bytes, order: int) -> bytes:
     """The spec of an actor's call."""
     return encode(TaskSpec(
         task_id, b"c" * 16, 1, b"f" * 16, "A.f", ACTOR_CALL, b"a" * 16, [], [], None, 1, 0, 0, "",
-        b"", order=order,
+        order,
     ))  # fmt: skip
 
 

@@ -105,7 +105,7 @@ class Harness:
         return TaskSpec(
             task_id, driver_task_id(ROOT), 1, FUNCTION.function_id, "f", TASK, b"", deps or [], [],
             values["resources"], values["num_returns"], values["max_retries"], values["flags"],
-            values["strategy"], b"",
+            values["strategy"],
         )  # fmt: skip
 
     def submit(self, *specs: TaskSpec, resent: bool = False) -> None:
