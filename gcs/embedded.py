@@ -29,6 +29,7 @@ from urllib.parse import quote
 from regrow.gcs import postgres_binaries, postgres_supervisor
 from regrow.gcs.postgres_binaries import EmbeddedPostgresError, find_binaries
 from regrow.gcs.postgres_home import POLL_INTERVAL_S, Home, claim_home, find_home, locked, resolved
+from regrow.gcs.postgres_progress import Patience
 
 __all__ = [
     "EmbeddedPostgresError",
@@ -61,6 +62,9 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "wal_level": "minimal",
         "max_wal_senders": "0",
         "max_wal_size": "2GB",
+        # Not syncfs: the file system is mostly that of spilled objects too, which nobody needs
+        # synced, and of whatever else the machine writes.
+        "recovery_init_sync_method": "fsync",
         "checkpoint_timeout": "15min",
         "max_worker_processes": "4",
         "max_parallel_workers": "2",
@@ -106,7 +110,7 @@ class _Postmaster:
 def start(
     data_dir: Path,
     *,
-    timeout_s: float = 30,
+    timeout_s: float = 50,
     fsync: bool = True,
     settings: Mapping[str, str] = NO_SETTINGS,
 ) -> EmbeddedServer:
@@ -114,22 +118,22 @@ def start(
 
     Starting one that runs already returns it unchanged, whatever the settings; several callers may
     race. `settings` go over `SETTINGS`. `fsync=False` is for tests: a power cut loses the data.
-    Raises EmbeddedPostgresError, also when crash recovery outlasts `timeout_s`; the server goes on
-    recovering then, and a later call finds it.
+    Raises EmbeddedPostgresError, also when a server that recovers from a crash has said nothing of
+    it for `timeout_s`; it goes on recovering then, and a later call finds it.
     """
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(data_dir, timeout_s)
     running = status(data_dir)
     if running is not None:
         return running
     home = claim_home(resolved(data_dir))
-    with locked(home, deadline):
+    with locked(home, patience.is_over):
         if _postmaster(home) is None:
             binaries = postgres_binaries.select(home.data, home.user)
             if not home.data.exists():
                 _create_data(home, binaries.directory, fsync=fsync)
             _write_configuration(home, binaries, fsync=fsync, settings=settings)
-            _launch(home, binaries.directory, deadline)
-        return _await_ready(home, deadline)
+            _launch(home, binaries.directory, patience)
+        return _await_ready(home, patience)
 
 
 def status(data_dir: Path) -> EmbeddedServer | None:
@@ -156,7 +160,8 @@ def stop(data_dir: Path, mode: str = "fast", timeout_s: float = 10) -> None:
     home = find_home(resolved(data_dir))
     if home is None:
         return
-    with locked(home, time.monotonic() + timeout_s + 10):
+    deadline = time.monotonic() + timeout_s + 10
+    with locked(home, lambda: time.monotonic() > deadline):
         postmaster = _postmaster(home)
         if postmaster is not None and not _stop(home, postmaster.pid, signals[mode], timeout_s):
             raise EmbeddedPostgresError(
@@ -281,25 +286,25 @@ def _write(path: Path, text: str) -> None:
 # Running
 
 
-def _launch(home: Home, binaries: Path, deadline: float) -> None:
+def _launch(home: Home, binaries: Path, patience: Patience) -> None:
     """Start the supervisor and wait until the server runs or has said why it will not."""
     if home.log.exists() and home.log.stat().st_size > MAX_LOG_BYTES:
         home.log.rename(home.log.with_suffix(".log.1"))
     while True:
         _remove_foreign_pid_file(home)
         log_size = home.log.stat().st_size if home.log.exists() else 0
-        alive = _launch_once(home, binaries, deadline)
+        alive = _launch_once(home, binaries, patience)
         if alive:
             return
         said = _log_since(home, log_size)
-        if not any(text in said for text in PREDECESSOR_NOT_GONE) or time.monotonic() > deadline:
+        if not any(text in said for text in PREDECESSOR_NOT_GONE) or patience.is_over():
             raise EmbeddedPostgresError(
                 f"Postgres did not start on {home.data}: {_reason(said)} (log: {home.log})"
             )
         time.sleep(POLL_INTERVAL_S * 5)
 
 
-def _launch_once(home: Home, binaries: Path, deadline: float) -> bool:
+def _launch_once(home: Home, binaries: Path, patience: Patience) -> bool:
     """Start the supervisor once; False if the server ended before it was ready."""
     configuration = f"config_file={home.path / 'postgresql.conf'}"
     server = [str(binaries / "postgres"), "-D", str(home.data), "-c", configuration]
@@ -318,7 +323,7 @@ def _launch_once(home: Home, binaries: Path, deadline: float) -> bool:
     with starter.stdout as pipe:
         starter.wait()
         os.set_blocking(pipe.fileno(), False)
-        while time.monotonic() < deadline:
+        while not patience.is_over():
             if _ended(pipe.fileno()):
                 return False
             postmaster = _postmaster(home)
@@ -336,15 +341,16 @@ def _ended(pipe: int) -> bool:
         return False
 
 
-def _await_ready(home: Home, deadline: float) -> EmbeddedServer:
+def _await_ready(home: Home, patience: Patience) -> EmbeddedServer:
     while True:
         postmaster = _postmaster(home)
         if postmaster is not None and postmaster.ready:
             return _describe(home, postmaster)
-        if time.monotonic() > deadline:
+        if patience.is_over():
             raise EmbeddedPostgresError(
-                f"Postgres on {home.data} is not ready yet; it may be recovering from a crash and "
-                f"goes on doing so: try again, or see {home.log}"
+                f"Postgres on {home.data} is not ready yet, and has not said lately how far it is; "
+                f"it may be recovering from a crash and goes on doing so: try again, or see "
+                f"{home.log}"
             )
         time.sleep(POLL_INTERVAL_S)
 

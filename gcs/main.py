@@ -107,9 +107,18 @@ def start_postgres(options: Options) -> str:
     PostgresUnavailableError or SchemaError."""
     imports = _Imports()
     imports.start()
-    url = options.postgres_url or embedded.start(options.home / "postgres").url
+    server = None if options.postgres_url else embedded.start(options.home / "postgres")
     imports.join()
-    if schema.upgrade(url):
+    url = options.postgres_url if server is None else server.url
+    try:
+        upgraded = schema.upgrade(url)
+    except PostgresUnavailableError:
+        if server is None or embedded.status(options.home / "postgres") == server:
+            raise
+        # What was found running was about to end: it had been killed a moment before.
+        url = embedded.start(options.home / "postgres").url
+        upgraded = schema.upgrade(url)
+    if upgraded:
         logger.info("the schema of the database was brought up to date")
     return url
 

@@ -16,7 +16,7 @@ import pwd
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def claim_home(asked: Path) -> Home:
         asked.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() != 0:
             return Home(asked, asked, ServerUser.current())
-        with _exclusive(asked / "lock", time.monotonic() + 30):
+        deadline = time.monotonic() + 30
+        with _exclusive(asked / "lock", lambda: time.monotonic() > deadline):
             return _claim_system_home(asked)
     except OSError as error:
         raise EmbeddedPostgresError(f"cannot create {error.filename}: {error.strerror}") from error
@@ -136,13 +137,13 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def locked(home: Home, deadline: float) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of this home's starters and stoppers; `deadline` is of `time.monotonic`."""
-    return _exclusive(home.path / "lock", deadline)
+def locked(home: Home, is_over: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of this home's starters and stoppers; `is_over` says when to give up."""
+    return _exclusive(home.path / "lock", is_over)
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path, deadline: float) -> Iterator[None]:
+def _exclusive(path: Path, is_over: Callable[[], bool]) -> Iterator[None]:
     """Hold a lock file among starters; the kernel releases it if its holder dies."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -154,7 +155,7 @@ def _exclusive(path: Path, deadline: float) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if is_over():
                     raise EmbeddedPostgresError(
                         f"another process has been starting or stopping Postgres for too long; "
                         f"it holds {path}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from regrow.config import RESOURCE_UNIT
+from regrow.gcs.postgres_progress import Patience
 from regrow.messages import Resources
 
 _ARENA_SHARE = 0.3
@@ -56,11 +57,12 @@ class NodeOptions:
         return os.environ.get("REGROW_TOKEN") or (self.home / "token").read_text().strip()
 
     def wait_for_cluster(self) -> None:
-        """Waits until the control store has written where it is. Raises TimeoutError."""
+        """Waits until the control store has written where it is, which it does when Postgres has
+        recovered. Raises TimeoutError."""
         path = self.home / "gcs.json"
-        deadline = time.monotonic() + _WAIT_S
+        patience = Patience(self.home / "postgres", _WAIT_S)
         while not path.exists():
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 raise TimeoutError(f"no control store appeared in {path} within {_WAIT_S:g} s")
             time.sleep(0.005)
 

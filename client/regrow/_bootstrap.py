@@ -9,16 +9,23 @@ does, and calls ``attach`` again if the node is gone before it answered.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrow import _daemons, _home, config
 from regrow._daemons import Daemon, NodeDaemon, NodeOptions
 from regrow._home import GcsFile, NodeFile, Presence
 from regrow.exceptions import ClusterConnectionError, RaySystemError, UnsupportedOptionError
+
+if TYPE_CHECKING:
+    from regrow.gcs.postgres_progress import Patience
+
+logger = logging.getLogger("regrow")
 
 START_TIMEOUT_S = 60.0
 #: A standby that ends at once, because it cannot use Postgres, does so within this.
@@ -268,7 +275,8 @@ def await_node(home: Path, node: NodeDaemon, timeout_s: float = START_TIMEOUT_S)
     deadline = time.monotonic() + timeout_s
     with _ending_on_error([node]):
         while not node.poll_ready(0.05):
-            _check_deadline(deadline, node)
+            if time.monotonic() > deadline:
+                raise _not_ready(node)
         return next(file for file in _home.read_nodes(home) if file.node_id == node.node_id)
 
 
@@ -505,28 +513,43 @@ def _start(
 
 
 def _await_head(home: Path, gcs: Daemon | None, node: NodeDaemon) -> NodeFile:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    patience = _patience(home)
     while not node.poll_ready(0.05):
         if gcs is not None:
             gcs.check()
-        _check_deadline(deadline, node)
+        _check_patience(patience, node)
     return next(file for file in _home.read_nodes(home) if file.node_id == node.node_id)
 
 
 def _await_gcs(home: Path, gcs: Daemon) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    patience = _patience(home)
     while (file := _home.read_gcs(home)) is None or file.pid != gcs.pid:
         gcs.check()
-        _check_deadline(deadline, gcs)
+        _check_patience(patience, gcs)
         time.sleep(_home.POLL_INTERVAL_S)
 
 
-def _check_deadline(deadline: float, daemon: Daemon) -> None:
-    if time.monotonic() > deadline:
-        raise ClusterConnectionError(
-            f"the {daemon.what} was not ready in time; see its log {daemon.log}, and that of the "
-            f"control store beside it"
-        )
+def _patience(home: Path) -> Patience:
+    """As long as Postgres says that it recovers, which may take minutes; the user reads it, too."""
+    from regrow.gcs.postgres_progress import Patience
+
+    def tell(said: str) -> None:
+        if "elapsed time" in said:
+            logger.warning("Postgres recovers after a crash: %s", said)
+
+    return Patience(_home.postgres_directory(home), START_TIMEOUT_S, tell)
+
+
+def _check_patience(patience: Patience, daemon: Daemon) -> None:
+    if patience.is_over():
+        raise _not_ready(daemon)
+
+
+def _not_ready(daemon: Daemon) -> ClusterConnectionError:
+    return ClusterConnectionError(
+        f"the {daemon.what} was not ready in time; see its log {daemon.log}, and that of the "
+        f"control store beside it"
+    )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -133,6 +134,45 @@ def test_committed_rows_survive_the_kill_of_the_server(data_dir: Path) -> None:
             wait_until(lambda: not is_alive(killed))  # noqa: B023 (called within the turn)
             server = embedded.start(data_dir)
     assert rows(server) == [0, 1, 2]
+
+
+def recovering(data_dir: Path, said: str) -> tuple[dict[str, str], Path]:
+    """A server that will recover until a file is there, and log ``said`` again and again meanwhile:
+    its settings, and the file."""
+    server = embedded.start(data_dir, fsync=False, settings={"wal_level": "replica"})
+    write_row(server, 7)
+    embedded.stop(data_dir, mode="immediate")
+    data = home_of(data_dir) / "data"
+    goes_on, owner = data / "goes-on", data.stat()
+    (data / "recovery.signal").touch()
+    os.chown(data / "recovery.signal", owner.st_uid, owner.st_gid)
+    command = f'until [ -e {goes_on} ]; do echo "{said}" >&2; sleep 0.05; done; false'
+    return {"wal_level": "replica", "restore_command": command}, goes_on
+
+
+def test_a_server_that_says_how_far_it_has_recovered_is_waited_for(data_dir: Path) -> None:
+    said = "LOG:  redo in progress, elapsed time: 10.00 s"
+    settings, goes_on = recovering(data_dir, said)
+    log = home_of(data_dir) / "postgres.log"
+    with ThreadPoolExecutor(1) as pool:
+        begun = time.monotonic()
+        starting = pool.submit(
+            embedded.start, data_dir, fsync=False, settings=settings, timeout_s=1
+        )
+        wait_until(lambda: time.monotonic() > begun + 2 and said in log.read_text(), 30)
+        assert not starting.done()
+        goes_on.touch()
+        assert rows(starting.result(30)) == [7]
+
+
+def test_a_server_that_says_nothing_while_it_recovers_is_given_up_and_found_later(
+    data_dir: Path,
+) -> None:
+    settings, goes_on = recovering(data_dir, "LOG:  connection received")
+    with pytest.raises(EmbeddedPostgresError, match="goes on doing so: try again"):
+        embedded.start(data_dir, fsync=False, settings=settings, timeout_s=1)
+    goes_on.touch()
+    assert rows(embedded.start(data_dir, fsync=False)) == [7]
 
 
 def test_the_supervisor_ends_with_its_server(data_dir: Path) -> None:
