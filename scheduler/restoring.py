@@ -52,6 +52,8 @@ class Restorer:
         """The control store gave this node the actor. Asked twice, it does it once."""
         core = self._core
         creation = header_decoder.decode(order.creation.spec)
+        if not core.admits(creation.job, order.creation.driver):
+            return
         actor = core.actors.known(creation)
         if actor.worker is not None or actor.restoration is not None:
             return

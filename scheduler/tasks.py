@@ -393,7 +393,9 @@ class TaskTable:
         core = self._core
         header = header or header_decoder.decode(held.spec)
         task_id = header.task_id
-        if not rebuild and not core.admits(header.job, header.driver):
+        # What drivers before it left here goes now: later, that would take this along.
+        admitted = core.admits(header.job, held.driver if rebuild else header.driver)
+        if not rebuild and not admitted:
             return
         if not rebuild and self._has_ended(header, held.attempt):
             return

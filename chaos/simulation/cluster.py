@@ -309,6 +309,8 @@ class Cluster:
         view = core.pool.workers.get(worker.worker) if core is not None else None
         if view is not None:
             ids += list(view.in_flight)
+        elif core is not None:  # it is being welcomed, and may be given any of these meanwhile
+            ids += list(core.tasks.tasks)
         most = self.config.worker_kills_max - 1
         if any(self._kills.get(task_id, 0) >= most for task_id in ids):
             return False

@@ -218,7 +218,7 @@ class Evaluation:
             values = [Golden(bad.status, bad.hash, [], sure)] * count
         else:
             contents = [Content(dep.status, dep.hash, list(dep.refs)) for dep in deps]
-            result, inner_sure = self._drive(program, contents, nested)
+            result, inner_sure = self._drive(program, contents, nested, sure)
             sure = sure and inner_sure
             if result.status == OK:
                 values = [Golden(OK, h, refs, sure) for _, h, refs in result.returns]
@@ -229,8 +229,9 @@ class Evaluation:
         return values
 
     def _drive(
-        self, program: Program, deps: list[Content], nested: list[Golden]
+        self, program: Program, deps: list[Content], nested: list[Golden], again: bool
     ) -> tuple[Result, bool]:
+        """``again``: the program, too, can be run again."""
         running = execute(program, deps, nested, flake=False)
         answer: Any = None
         sure = True
@@ -254,8 +255,8 @@ class Evaluation:
                     answer = list(range(count))
                 case ("put", number, size, digest, refs):
                     # What a task put that then raised cannot be made again.
-                    again = program.sure and program.driver_site < 0 and not program.raises
-                    put_sure = size <= SMALL or again
+                    again = again and program.driver_site < 0 and not program.raises
+                    put_sure = size <= SMALL or (again and sure)
                     answer = Golden(OK, digest, refs, put_sure)
                     self.puts[program.site, number] = answer
 

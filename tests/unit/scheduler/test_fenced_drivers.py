@@ -6,8 +6,10 @@ from msgspec import Raw, structs
 
 from regrow.ids import object_id
 from regrow.messages import (
+    ACTOR_CREATION,
     DRIVER_SHIFT,
     OK,
+    RECOVERABLE,
     CloseJob,
     Committed,
     HandedTask,
@@ -18,6 +20,7 @@ from regrow.messages import (
     Nodes,
     Rebuild,
     Registered,
+    RestoreActor,
     Run,
     Submit,
     SystemFailure,
@@ -44,7 +47,7 @@ def node() -> Harness:
 
 def of_driver(spec: TaskSpec, number: int) -> TaskSpec:
     """The same task, as that driver of the job submits it."""
-    return structs.replace(spec, flags=flags_of_driver(number))
+    return structs.replace(spec, flags=spec.flags & RECOVERABLE | flags_of_driver(number))
 
 
 def handed(harness: Harness, spec: TaskSpec) -> None:
@@ -125,6 +128,28 @@ def test_what_runs_again_submits_for_the_driver_that_its_job_has_now() -> None:
     harness.say(events.StoreSaid(Rebuild([held])))
     harness.worker()
     assert runs(harness) == [(lost.task_id, 3)]
+
+
+def test_what_runs_again_for_a_driver_is_not_dropped_when_the_first_of_its_tasks_comes() -> None:
+    """A node that just started has heard of no driver before; what the earlier ones left here, and
+    is dropped with the first word of this one, is not what runs again for it."""
+    harness = node()
+    lost = of_driver(harness.spec(), 1)
+    held = HeldTask(Raw(encode(lost)), 2, 1, [b"d" * 16], OK, driver=3)
+    harness.say(events.StoreSaid(Rebuild([held])))
+    handed(harness, of_driver(harness.spec(), 3))
+    assert lost.task_id in harness.core.tasks.tasks
+
+
+def test_an_actor_restored_for_a_driver_is_not_dropped_when_the_first_of_its_tasks_comes() -> None:
+    harness = node()
+    made = of_driver(harness.spec(max_retries=-1, flags=RECOVERABLE), 1)
+    creation = structs.replace(made, kind=ACTOR_CREATION, actor_id=made.task_id)
+    held = HeldTask(Raw(encode(creation)), 2, 1, [b"d" * 16], OK, driver=3)
+    order = RestoreActor(creation.task_id, 1, held, [], 0, [], b"", 0, False)
+    harness.say(events.StoreSaid(order))
+    handed(harness, of_driver(harness.spec(), 3))
+    assert harness.core.actors.table[creation.task_id].restoration is not None
 
 
 def test_what_an_ended_jobs_call_submits_when_it_runs_again_is_looked_up() -> None:
