@@ -496,6 +496,8 @@ class Transport:
         if key in self._reading:
             del self._reading[key]
             self.unpin(NODE, [key])
+        if entry is not None:
+            self._core.objects.free_unheld(entry)  # its reader may have been the last to want it
 
     def _lost(self, key: ObjectKey) -> None:
         """The object store has this copy no longer."""

@@ -481,6 +481,22 @@ def test_a_copy_that_is_brought_back_is_pinned_once_for_each_reader() -> None:
     assert node.core.transport.store.lookup(key) is None
 
 
+def test_a_copy_whose_last_reader_let_go_while_it_was_brought_back_is_freed() -> None:
+    node, worker = running(arena=512 * 1024)
+    oid = large_result(node, worker)
+    node.commit_all()
+    others = [large_result(node, worker) for _ in range(6)]
+    node.write_spills()
+    node.commit_all()
+    node.client(DRIVER, Drop(others))
+    node.client(DRIVER, Read([oid]))
+    node.client(DRIVER, Drop([oid]))
+    node.say(events.Restored((oid, 1), ok=True))
+    node.client(DRIVER, Release([(oid, 1)]))
+    assert oid not in node.core.objects.entries
+    assert node.core.transport.store.lookup((oid, 1)) is None
+
+
 def test_a_task_that_waits_gives_its_cpu_back() -> None:
     node, worker = running()
     outer, inner = node.spec(), node.spec()
