@@ -42,6 +42,7 @@ from regrow.messages import (
     CloseJob,
     FetchFunctions,
     FindActor,
+    JobDropped,
     Leave,
     Locate,
     LookUpTasks,
@@ -257,6 +258,8 @@ class Core:
                 self.jobs.open(node, message, entropy)
             case CloseJob():
                 self.jobs.close(node, message)
+            case JobDropped():
+                self.jobs.successions.dropped(node, message)
             case NameActor() | ActorHere() | FindActor():
                 self._about_actors(node, message)
             case AskStore():

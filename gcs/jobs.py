@@ -31,6 +31,7 @@ from regrow.gcs.operations import (
     RestartingActor,
     ResumeJob,
 )
+from regrow.gcs.successions import Successions
 from regrow.messages import CloseJob, JobClosed, JobOpened, OpenJob, Stop, SystemFailure
 
 #: A cluster that ends with its last job waits so long for another.
@@ -108,6 +109,7 @@ class Jobs:
     def __init__(self, context: Context, members: Membership) -> None:
         self._context = context
         self._members = members
+        self.successions = Successions(context, members)
         self._jobs: dict[int, _Job] = {}
         self._loaded = False
         #: Jobs being created or reopened.
@@ -289,8 +291,8 @@ class Jobs:
     def _resumed(self, then: _Resuming, reply: Reply) -> None:
         resumed: JobResumed = reply.result
         message = then.opener.message
-        self._names.pop(message.name, None)
         if not resumed.job:
+            self._names.pop(message.name, None)
             self._opening -= 1
             self._refuse(then.opener.asker, message.number, _running(message.name))
             return
@@ -298,10 +300,18 @@ class Jobs:
             message.number, resumed.job, resumed.job_root, None, resumed.driver, resumed.runtime,
             resumed.versions,
         )  # fmt: skip
-        self._opened(then.opener.asker, opened, message.name, message.detached)
-        self.restarting(resumed.restarting)
+
+        def begin() -> None:
+            self._names.pop(message.name, None)
+            self._opened(then.opener.asker, opened, message.name, message.detached)
+            self.restarting(resumed.restarting)
+            if resumed.driver > 1:
+                self.sweep()  # what goes on by itself has no holder yet
+
         if resumed.driver > 1:
-            self.sweep()  # what goes on by itself has no holder yet
+            self.successions.after(resumed.job, resumed.driver - 1, begin)
+        else:
+            begin()
 
     # closing
 
@@ -331,9 +341,14 @@ class Jobs:
 
     def resumed(self, node: Node) -> None:
         """Its drivers may have left while it had no session: it says which are there."""
-        self.node_died(node)
+        self._lose_all(node)
+        self.successions.resumed(node)
 
     def node_died(self, node: Node) -> None:
+        self._lose_all(node)
+        self.successions.node_died(node)
+
+    def _lose_all(self, node: Node) -> None:
         for job in self._jobs.values():
             if job.node_id == node.node_id:
                 self._lose(job)
@@ -361,6 +376,7 @@ class Jobs:
 
     def tick(self) -> None:
         now = self._context.now
+        self.successions.tick()
         for number, job in self._jobs.items():
             self._make_way(number, job)
             if job.lost_until is not None and job.lost_until <= now:
@@ -386,11 +402,12 @@ class Jobs:
 
     @property
     def busy(self) -> bool:
-        return self._stop_at is not None
+        return self._stop_at is not None or self.successions.busy
 
     def check(self) -> None:
         """Raises AssertionError if an invariant is broken."""
         assert self._opening >= 0
+        self.successions.check()
         for job in self._jobs.values():
             assert job.node_id == 0 or job.node_id in self._members.nodes
             assert job.node_id != 0 or job.detached or job.lost_until is not None

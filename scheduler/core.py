@@ -38,6 +38,7 @@ from regrow.messages import (
     HandOver,
     Hello,
     JobClosed,
+    JobDropped,
     JobOpened,
     KillActor,
     Locate,
@@ -402,6 +403,8 @@ class Core:
                 self._job_opened(message)
             case JobClosed():
                 self._job_closed(message.job, message.driver)
+                if message.driver:
+                    self.send_store_held(JobDropped(message.job, message.driver))
             case ActorAt():
                 self.actors.located(message)
             case RestoreActor():

@@ -292,6 +292,17 @@ class Checks:
                     store.alive(row.holder), f"task {task_id.hex()} is held by a dead node"
                 )
 
+    def waits_in_vain(self, task_id: bytes) -> bool:
+        """Whether the task was left behind by an earlier driver of its job, and an argument is
+        something that failed then and that the present one does not submit: it called an actor that
+        died without its state, and its calls have other ids now. The end of the job ends it."""
+        store = self._cluster.database.store
+        row = store.unfinished.get(task_id)
+        if row is None or store.jobs[row.header.job].driver < 2:
+            return False
+        makers = [producer(oid) for oid in row.header.deps if not is_put(oid)]
+        return any(maker not in store.tasks or self.waits_in_vain(maker) for maker in makers)
+
     # --- the cores --------------------------------------------------------------------------------
 
     def node_begins(self, node: NodeShell) -> None:

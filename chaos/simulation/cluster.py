@@ -170,10 +170,15 @@ class Cluster:
         return "; ".join(waiting)
 
     def _settled(self) -> bool:
-        """Every submitted task has ended, in the log; nothing is held by the programs any more."""
-        if self.database.store.unfinished:
+        """Every submitted task has ended, in the log, but for those that wait for what no driver
+        submits any more; nothing is held by the programs."""
+        left = self.database.store.unfinished
+        if left and not all(self.checks.waits_in_vain(task_id) for task_id in left):
             return False
-        return all(node.core is not None and not node.core.tasks.tasks for node in self.nodes)
+        return all(
+            node.core is not None and all(task_id in left for task_id in node.core.tasks.tasks)
+            for node in self.nodes
+        )
 
     def _not_settled(self) -> str:
         return self.checks.at_rest()

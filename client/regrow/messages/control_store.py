@@ -121,6 +121,14 @@ class CloseJob(WireMessage, frozen=True, tag=87):
     driver: int = 0
 
 
+class JobDropped(WireMessage, frozen=True, tag=95):
+    """What the drivers of a named job up to this number left on the node is dropped, and all that
+    it had logged of them is committed: answers ``JobClosed``."""
+
+    job: int
+    driver: int
+
+
 class NameActor(WireMessage, frozen=True, tag=88):
     """Reserves a name; answered by ``Reply`` (with an error if it is taken)."""
 
@@ -390,7 +398,7 @@ class WatchFor(WireMessage, frozen=True, tag=125):
 
 ToStore = (
     Register | NodeStatus | ObjectsHere | Locate | LookUpTasks | Suspect | OpenJob | CloseJob
-    | NameActor | ActorHere | FindActor | AskStore | FetchFunctions | Rebuilt | Leave
+    | JobDropped | NameActor | ActorHere | FindActor | AskStore | FetchFunctions | Rebuilt | Leave
 )  # fmt: skip
 FromStore = (
     Registered | RegisterRefused | Nodes | NodeDied | Reassigned | Rebuild | Locations | TaskStates

@@ -40,6 +40,8 @@ from regrow.messages import (
     TASK,
     FromStore,
     HeldTask,
+    JobClosed,
+    JobDropped,
     NodeView,
     ObjectsHere,
     Register,
@@ -330,6 +332,8 @@ class Bench:
         self.held: list[Execute] = []
         #: The next so many operations fail after they were carried out.
         self.lose_answers = 0
+        #: Nodes drop what they are told to, and say so.
+        self.nodes_drop = True
         self.sent: dict[int, list[FromStore]] = {}
         self.probes: list[Probe] = []
         self.closed: list[int] = []
@@ -360,6 +364,11 @@ class Bench:
             if isinstance(effect, Execute):
                 self._execute(effect)
         self.core.check()
+        for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, JobClosed):
+                closed = effect.message
+                if closed.driver and self.nodes_drop:
+                    self.say(effect.conn, JobDropped(closed.job, closed.driver))
         return effects
 
     def _execute(self, effect: Execute) -> None:

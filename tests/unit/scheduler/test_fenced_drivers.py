@@ -16,6 +16,7 @@ from regrow.messages import (
     HandOver,
     HeldTask,
     JobClosed,
+    JobDropped,
     LookUpTasks,
     Nodes,
     Rebuild,
@@ -71,6 +72,20 @@ def test_news_of_an_end_that_come_late_leave_the_next_drivers_tasks_alone() -> N
     assert list(harness.core.tasks.tasks) == [mine.task_id]
     harness.say(events.StoreSaid(JobClosed(1, 2)))
     assert not harness.core.tasks.tasks
+
+
+def test_a_node_says_that_it_dropped_a_driver_behind_all_that_it_had_logged_of_it() -> None:
+    harness = node()
+    spec = of_driver(harness.spec(), 1)
+    handed(harness, spec)
+    worker = harness.worker()
+    harness.finish(worker, spec)
+    harness.say(events.StoreSaid(JobClosed(1, 1)))
+    said = [e.message for e in harness.of(events.ToControlStore)]
+    assert JobDropped(1, 1) not in said
+    harness.commit_all()
+    said = [e.message for e in harness.of(events.ToControlStore)]
+    assert JobDropped(1, 1) in said
 
 
 def test_a_task_of_the_next_driver_takes_the_place_of_the_same_one_of_the_last() -> None:
