@@ -49,8 +49,8 @@ class ClientProtocol(asyncio.Protocol):
         self._server = server
         self._reader = FrameReader(_HELLO_LIMIT)
         self._transport: asyncio.Transport | None = None
-        #: A worker's, to read what it said last: the transport of a peer that has died throws that
-        #: away if something is written to it first.
+        #: To read what it said last: the transport of a peer that has died throws that away if
+        #: something is written to it first.
         self._socket: socket.socket | None = None
         self.number = 0
 
@@ -84,7 +84,7 @@ class ClientProtocol(asyncio.Protocol):
             self.close()
             return
         self._reader = _widened(self._reader)
-        if message.role == "worker" and self._transport is not None:
+        if self._transport is not None:
             self._socket = self._transport.get_extra_info("socket").dup()
         self.number = self._server.register(self)
         if message.role == "driver":
@@ -108,7 +108,7 @@ class ClientProtocol(asyncio.Protocol):
             self._server.forget(self.number)
 
     def _read_rest(self, connection: socket.socket) -> None:
-        """What came before the end. Never waits: a child of the worker may hold the other end."""
+        """What came before the end. Never waits: a child of the client may hold the other end."""
         connection.setblocking(False)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The node's Unix socket, with a worker that is a plain socket of the test's own."""
+"""The node's Unix socket, with a client that is a plain socket of the test's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import socket
 from pathlib import Path
 
+import pytest
 import uvloop
 
 from regrow.messages import PROTOCOL_VERSION, Bye, Exit, Hello, Output, encode
@@ -14,9 +15,11 @@ from regrow.scheduler.events import ClientArrived, ClientGone, ClientSaid, Event
 from regrow.wire import frame
 
 
-def test_what_a_worker_said_last_is_read_though_the_node_writes_to_it_after_its_death(
-    tmp_path: Path,
+@pytest.mark.parametrize("role", ["worker", "driver"])
+def test_what_a_client_said_last_is_read_though_the_node_writes_to_it_after_its_death(
+    tmp_path: Path, role: str
 ) -> None:
+    """A driver's last word is whether its job has ended well."""
     told: list[Event] = []
     last = Output(1, 1, "f", ["said"])
 
@@ -24,12 +27,12 @@ def test_what_a_worker_said_last_is_read_though_the_node_writes_to_it_after_its_
         news: asyncio.Queue[Event] = asyncio.Queue()
         server = ClientServer("t", news.put_nowait)
         await server.listen(tmp_path / "socket")
-        with socket.socket(socket.AF_UNIX) as worker:
-            worker.connect(str(tmp_path / "socket"))
-            worker.sendall(frame(encode(Hello(PROTOCOL_VERSION, "t", "worker", 1, 1))))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            client.sendall(frame(encode(Hello(PROTOCOL_VERSION, "t", role, 1, 1))))
             told.append(await asyncio.wait_for(news.get(), 10))
             server.send(1, Exit())  # never read, so that its death resets the connection
-            worker.sendall(frame(encode(last)) + frame(encode(Bye())))
+            client.sendall(frame(encode(last)) + frame(encode(Bye())))
         server.send(1, Exit())
         while not isinstance(told[-1], ClientGone):
             told.append(await asyncio.wait_for(news.get(), 10))
