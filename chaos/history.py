@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
@@ -221,6 +221,29 @@ class History(msgspec.Struct):
     def ended_s(self) -> float:
         """When the last line was written."""
         return max((line.at_s for line in self.lines), default=0.0)
+
+
+class Follower:
+    """Counts what a history tells while it is written, without reading anything twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._rest = b""
+        self._acknowledged = 0
+
+    def acknowledged(self) -> int:
+        """Operations acknowledged so far."""
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        for raw in lines:
+            with suppress(msgspec.DecodeError):
+                self._acknowledged += _DECODER.decode(raw).kind is Kind.OK
+        return self._acknowledged
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def recovery_times(faults: Iterable[Fault], operations: Iterable[Operation]) -> list[float]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from regrow.chaos import reports
-from regrow.chaos.harness import RunResult, percentile, run
+from regrow.chaos.harness import run
+from regrow.chaos.result import RunResult, percentile
 from regrow.chaos.scenario import Scenario, ScenarioError, load, shipped
 
 #: Exit statuses.
