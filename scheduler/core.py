@@ -895,7 +895,7 @@ class Core:
         if self.tasks.infeasible:
             self.tasks.retry_infeasible()
         self.transport.store_again(now_ms)
-        self.transport.write_behind(now_ms)
+        self.transport.puts.tick(now_ms)
         self.objects.tick(now_ms)
         relocate, self._relocate = self._relocate, {}
         for object_id in relocate:

@@ -58,7 +58,7 @@ class Questions:
                 if not core.journal.hold(answer):
                     core.emit(answer)
             case "store_put":
-                core.transport.store_put(client, ask.number, ask.body)
+                core.transport.puts.wait_for(client, ask.number, ask.body)
             case "kill_actor":
                 actor_id, no_restart = msgspec.msgpack.decode(ask.body)
                 core.actors.kill(actor_id, no_restart)

@@ -81,7 +81,7 @@ class Task:
     __slots__ = (
         "answers", "attempt", "client", "digests", "driver", "ended", "follows", "gpus", "header",
         "holder", "infeasible_ms", "kills", "logged",
-        "missing", "node", "oom_kills", "order", "rebuild", "restore", "restored", "shape",
+        "missing", "node", "oom_kills", "order", "puts", "rebuild", "restore", "restored", "shape",
         "spec", "state", "submitter", "worker",
     )  # fmt: skip
 
@@ -119,6 +119,8 @@ class Task:
         self.follows = False
         #: Its row is in the log, or in the open batch.
         self.logged = False
+        #: Large objects that it has put, this attempt or an earlier one.
+        self.puts: list[bytes] | None = None
         #: Workers that it killed.
         self.kills = 0
         #: Attempts that were ended because memory was short; they do not count as retries.
@@ -909,6 +911,8 @@ class TaskTable:
             # The caller of an actor that restarts may have been here and elsewhere.
             if task.submitter != core.node_id or header.flags & RECOVERABLE:
                 self._guest_ended(task)
+        if task.puts is not None:
+            core.transport.puts.task_ended(task, status)
         replay_ms = core.replay_costs.of(task, returns, duration_us)
         # A result may hold what only the task's arguments held until now.
         inner = [ref for returned in returns for ref in returned.refs]

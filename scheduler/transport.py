@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from regrow.gcs.operations import PutRow
 from regrow.messages import (
     OK,
-    Answer,
     Create,
     Created,
     Located,
@@ -31,6 +30,7 @@ from regrow.objectstore.effects import ObjectKey
 from regrow.objectstore.errors import store_full
 from regrow.scheduler import events
 from regrow.scheduler.objects import Entry, failure_value
+from regrow.scheduler.write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from regrow.scheduler.core import Core
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 NODE = "node"
 #: A result that storage refused is written again so much later.
 STORE_RETRY_MS: Final = 500.0
-#: A put, which nobody waits for.
-BEHIND_RETRY_MS: Final = 5000.0
 
 
 class _Storing:
@@ -81,13 +79,7 @@ class Transport:
         self._reported: dict[bytes, int] = {}
         self._added: list[tuple[bytes, int]] = []
         self._removed: list[bytes] = []
-        #: Puts of drivers, to be written behind; oldest first.
-        self._behind: dict[bytes, None] = {}
-        #: Those that could not be written, and when they are tried again, all together.
-        self._behind_again: dict[bytes, None] = {}
-        self._behind_again_ms = 0.0
-        #: Puts that are to be stored before who put them goes on: (client, its question's number).
-        self._wanted_stored: dict[bytes, list[tuple[int, int]]] = {}
+        self.puts = WriteBehind(core)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -119,9 +111,7 @@ class Transport:
             return  # put again over a new connection: the bytes went with the node that had them
         entry.key = key
         self._report_added(entry.object_id, message.size)
-        if self._core.is_driver(client):
-            entry.put_at_ms = now_ms
-            self._behind[message.object_id] = None
+        self.puts.put(client, message.parent_id, entry, now_ms)
         worker = self._core.pool.by_client.get(client)
         if worker is not None and worker.actor is not None and worker.actor.recoverable:
             self._core.checkpointer.keep(worker.actor, entry)
@@ -185,8 +175,7 @@ class Transport:
         if copy is None or copy.doomed:
             self._core.objects.copy_lost(entry)
         elif copy.state is CopyState.SPILLED:
-            self._reading[key] = None
-            self._restore(key, NODE)
+            self.bring_back(key)
         else:
             readers, entry.readers = entry.readers, None
             for client in readers:
@@ -359,89 +348,34 @@ class Transport:
                 offset = -1 if copy.offset is None else copy.offset
                 self._core.emit(events.StoreBytes(storing.key, offset, copy.size))
 
-    def write_behind(self, now_ms: float) -> None:
-        """Puts of drivers that have lived long enough go to storage: they have no producer."""
-        delay_ms = self._core.config.write_behind_delay_s * 1000
-        if self._behind_again and now_ms >= self._behind_again_ms:
-            self._behind.update(self._behind_again)
-            self._behind_again.clear()
-        while self._behind:
-            object_id = next(iter(self._behind))
-            entry = self._core.objects.entries.get(object_id)
-            if entry is not None and entry.key is not None:
-                if now_ms - entry.put_at_ms < delay_ms:
-                    return
-                if not entry.stored:
-                    self.store_bytes(entry, self._wrote_behind)
-            del self._behind[object_id]
+    def is_storing(self, object_id: bytes) -> bool:
+        """Whether it is being written to storage."""
+        return object_id in self._storing
 
-    def _wrote_behind(self, event: events.Stored) -> None:
-        """The put stays volatile while storage fails; it is tried again by and by."""
-        if not event.path and event.object_id in self._core.objects.entries:
-            if not self._behind_again:
-                self._behind_again_ms = self._core.now_ms + BEHIND_RETRY_MS
-            self._behind_again[event.object_id] = None
+    def tell_too(
+        self, object_id: bytes, then: Callable[[events.Stored], None], patience_s: float
+    ) -> None:
+        """It is being written to storage: ``then`` is told as well, and it is tried for longer."""
+        storing = self._storing[object_id]
+        first = storing.then
 
-    def store_put(self, client: int, number: int, object_id: bytes) -> None:
-        """A client waits until its large put is in storage, and the log knows it."""
-        self._wanted_stored.setdefault(object_id, []).append((client, number))
-        entry = self._core.objects.entries.get(object_id)
-        key = entry.key if entry is not None else None
-        if entry is not None and entry.stored:
-            self._tell_stored(events.Stored(object_id, entry.stored))
-        elif entry is None or key is None or self.store.lookup(key) is None:
-            text = "its bytes are not on this node"
-            self._tell_stored(events.Stored(object_id, "", "object_lost", text))
-        else:
-            self._store_wanted(entry, key)
+        def both(event: events.Stored) -> None:
+            first(event)
+            then(event)
 
-    def _store_wanted(self, entry: Entry, key: ObjectKey) -> None:
-        if entry.object_id not in self._wanted_stored:
-            return
-        self._behind.pop(entry.object_id, None)
-        self._behind_again.pop(entry.object_id, None)
-        patience_s = self._core.config.storage_retry_s
-        storing = self._storing.get(entry.object_id)
-        copy = self.store.lookup(key)
-        if storing is not None:  # written behind already
-            first = storing.then
+        storing.then = both
+        storing.until_ms = max(storing.until_ms, self._core.now_ms + patience_s * 1000)
 
-            def then(event: events.Stored) -> None:
-                first(event)
-                self._tell_stored(event)
-
-            storing.then = then
-            storing.until_ms = max(storing.until_ms, self._core.now_ms + patience_s * 1000)
-        elif copy is not None and copy.state is CopyState.SPILLED:
-            self._reading[key] = None
-            self._restore(key, NODE)  # ``restored`` comes back here
-        elif copy is None or copy.state is not CopyState.RESTORING:
-            self.store_bytes(entry, self._tell_stored, patience_s)
-
-    def _tell_stored(self, event: events.Stored) -> None:
-        """Who waits for it is told, after the commit."""
-        error = None
-        if not event.path:
-            lasted_s = self._core.config.storage_retry_s
-            text = event.detail
-            if event.code != "object_lost":
-                text = (
-                    f"put(durable=True): storage refused the value for {lasted_s:g} s: {text}. "
-                    f"Make room there, or mend its address or credentials, and put it again; put() "
-                    f"without durable does not wait for storage"
-                )
-            error = SystemFailure(event.code or "storage", text)
-        for client, number in self._wanted_stored.pop(event.object_id, ()):
-            answer = events.ToClient(client, Answer(number, b"", error))
-            if not self._core.journal.hold(answer):
-                self._core.emit(answer)
+    def bring_back(self, key: ObjectKey) -> None:
+        """Restores a spilled copy, and pins it until those who wait for that have been told."""
+        self._reading[key] = None
+        self._restore(key, NODE)
 
     # --- letting go -------------------------------------------------------------------------------
 
     def free(self, entry: Entry) -> None:
         """Nobody holds the object: its copy here goes."""
-        self._behind.pop(entry.object_id, None)
-        self._behind_again.pop(entry.object_id, None)
+        self.puts.forget(entry.object_id)
         if entry.key is not None:
             key, entry.key = entry.key, None
             self._digests.pop(key, None)
@@ -491,7 +425,7 @@ class Transport:
         if entry is not None and entry.key == key:
             self.answer_readers(entry)
             self._core.tasks.restored(entry)
-            self._store_wanted(entry, key)
+            self.puts.go_on(entry, key)
         self._core.restore_ended(key)
         if key in self._reading:
             del self._reading[key]
@@ -506,7 +440,7 @@ class Transport:
         if entry is not None and entry.key == key:
             self._core.objects.copy_lost(entry)
             self._core.tasks.restored(entry)
-            self._tell_stored(events.Stored(key[0], "", "object_lost", "its copy was lost"))
+            self.puts.lost(key[0])
         self._core.restore_ended(key)
 
     def _carry(self, effects: list[store_effects.Effect]) -> None:
