@@ -247,19 +247,25 @@ class Follower:
 
 
 def recovery_times(faults: Iterable[Fault], operations: Iterable[Operation]) -> list[float]:
-    """Seconds from each fault until all operations that were under way at that moment had ended.
+    """Seconds from each fault until what it hit had ended: the operations that were under way.
 
-    Faults that hit no operation, and those after which one never ended, are left out.
+    Where these ended with their driver, until the next operation was acknowledged. Faults that hit
+    no operation are left out.
     """
-    ended = list(operations)
+    everything = list(operations)
+    acknowledged = sorted(
+        one.ended_s for one in everything if one.kind is Kind.OK and one.ended_s is not None
+    )
     times = []
     for fault in faults:
         hit = [
             one
-            for one in ended
+            for one in everything
             if one.invoked_s <= fault.at_s and (one.ended_s is None or one.ended_s > fault.at_s)
         ]
         ends = [one.ended_s for one in hit if one.ended_s is not None]
-        if ends and len(ends) == len(hit):
+        if hit and not ends:
+            ends = [end for end in acknowledged if end > fault.at_s][:1]
+        if ends:
             times.append(max(ends) - fault.at_s)
     return times

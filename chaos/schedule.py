@@ -71,6 +71,10 @@ class Schedule:
         """There was nothing to hit."""
         self._push(Due(now_s + AGAIN_S, due.number, heals=False))
 
+    def not_healed(self, due: Due, now_s: float) -> None:
+        """It could not be mended as long as another fault lasts."""
+        self._push(msgspec.structs.replace(due, at_s=now_s + AGAIN_S))
+
     def healed(self, due: Due, now_s: float) -> None:
         """What was broken works again, so the next strike may come."""
         plan = self._plans[due.number]

@@ -192,11 +192,6 @@ class Stage:
         with psycopg.connect(self.postgres_url(), autocommit=True) as connection:
             return connection.execute(query.encode(), arguments or None).fetchall()
 
-    def execute(self, statement: str) -> None:
-        """Have the server do something."""
-        with psycopg.connect(self.postgres_url(), autocommit=True) as connection:
-            connection.execute(statement.encode())
-
     def storage(self) -> Path:
         """The folder in which objects are stored."""
         running = _home.read_gcs(self.home)

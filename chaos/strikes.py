@@ -12,7 +12,7 @@ from typing import Final
 
 from regrow.chaos.history import Recorder
 from regrow.chaos.nemeses import NEMESES
-from regrow.chaos.nemeses.nemesis import Nemesis
+from regrow.chaos.nemeses.nemesis import Nemesis, NotYetError
 from regrow.chaos.scenario import NemesisPlan
 from regrow.chaos.schedule import Due, Schedule
 from regrow.chaos.stage import Stage
@@ -21,6 +21,8 @@ from regrow.chaos.stage import Stage
 Watch = Callable[[str, str], None]
 #: Nothing is waited for longer without a look at what else there is.
 STEP_S: Final = 0.1
+#: At the end of the faults everything has to be healed in so many seconds.
+HEAL_S: Final = 60.0
 
 
 class Strikes:
@@ -67,15 +69,20 @@ class Strikes:
 
     def end(self) -> None:
         """No more strike, and all is healed."""
-        for due in self._schedule.stop():
-            self._heal(due)
+        deadline = time.monotonic() + HEAL_S
+        left = self._schedule.stop()
+        while left:  # what one broke may have to be mended before another's
+            left = [due for due in left if not self._heal(due)]
+            assert time.monotonic() < deadline, f"not healed in {HEAL_S:g} s: {left}"
         for nemesis in self._nemeses:
             nemesis.heal(self._stage)
 
     def _carry_out(self, due: Due) -> None:
         if due.heals:
-            self._heal(due)
-            self._schedule.healed(due, time.monotonic())
+            if self._heal(due):
+                self._schedule.healed(due, time.monotonic())
+            else:
+                self._schedule.not_healed(due, time.monotonic())
             return
         plan, nemesis = self._plans[due.number], self._nemeses[due.number]
         before = time.monotonic()
@@ -86,10 +93,15 @@ class Strikes:
         self.fired[plan.name] += 1
         self._recorder.fault(max(before, nemesis.struck_s), plan.name, target)
         self._watch("fault", f"{plan.name}: {target}")
-        self._schedule.struck(due, before, target)
+        self._schedule.struck(due, time.monotonic(), target)
 
-    def _heal(self, due: Due) -> None:
+    def _heal(self, due: Due) -> bool:
+        """Whether it is healed; else it has to be tried again."""
         name = self._plans[due.number].name
-        self._nemeses[due.number].heal(self._stage)
+        try:
+            self._nemeses[due.number].heal(self._stage)
+        except NotYetError:
+            return False
         self._recorder.heal(name, due.target)
         self._watch("heal", f"{name}: {due.target}")
+        return True

@@ -11,10 +11,27 @@ from typing import ClassVar, Literal
 import msgspec
 import psycopg
 
-from regrow.chaos.nemeses.nemesis import Nemesis
+from regrow.chaos.nemeses.nemesis import Nemesis, NotYetError
 from regrow.chaos.postgres_proxy import PostgresProxy
 from regrow.chaos.stage import START_S, Stage, wait_until
 from regrow.gcs import embedded
+
+#: The name of sessions of nemeses, which they spare.
+OURS = "chaos"
+
+
+KILL_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+    f"AND pid <> pg_backend_pid() AND application_name <> '{OURS}'"
+)
+NO_ROOM = """
+    CREATE FUNCTION regrow.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'could not extend file: No space left on device'
+            USING ERRCODE = '53100', HINT = 'Check free disk space.';
+    END $$;
+    CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON regrow.nodes
+        FOR EACH STATEMENT EXECUTE FUNCTION regrow.no_room()
+"""
 
 
 def _proxy(stage: Stage) -> PostgresProxy:
@@ -129,11 +146,18 @@ class SlowCommits(Nemesis):
 
 
 class _OnTheServer(Nemesis):
-    """Something that a session of its own does to the server."""
+    """Something that sessions of its own do to the server."""
 
     def __init__(self, options: dict[str, object]) -> None:
         super().__init__(options)
         self._sessions: list[psycopg.Connection[tuple[object, ...]]] = []
+
+    def _connect(self, stage: Stage) -> psycopg.Connection[tuple[object, ...]]:
+        """A session that waits for nobody for long. Raises psycopg.Error or RuntimeError."""
+        return psycopg.connect(
+            stage.postgres_url(), autocommit=True, application_name=OURS, connect_timeout=2,
+            options="-c lock_timeout=500 -c statement_timeout=3000",
+        )  # fmt: skip
 
     def heal(self, stage: Stage) -> None:
         for session in self._sessions:
@@ -150,9 +174,9 @@ class DatabaseLocked(_OnTheServer):
         if self._sessions:
             return ""
         try:
-            session = psycopg.connect(stage.postgres_url())
+            session = self._connect(stage)
             self._sessions.append(session)
-            session.execute("SET lock_timeout = '2s'")
+            session.execute("BEGIN")
             session.execute("LOCK TABLE regrow.nodes IN ACCESS EXCLUSIVE MODE")
         except (psycopg.Error, RuntimeError):
             self.heal(stage)
@@ -160,20 +184,18 @@ class DatabaseLocked(_OnTheServer):
         return "regrow.nodes"
 
 
-class BackendsKilled(Nemesis):
+class BackendsKilled(_OnTheServer):
     """Server processes end in the middle of their transactions, as a deadlock may end one."""
 
     name: ClassVar[str] = "backends_killed"
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
         try:
-            rows = stage.rows(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            with self._connect(stage) as session:
+                killed = session.execute(KILL_OTHERS).fetchall()
         except (psycopg.Error, RuntimeError):
             return ""
-        return f"{rows[0][0]} sessions" if rows[0][0] else ""
+        return f"{len(killed)} sessions" if killed else ""
 
 
 class ConnectionsExhausted(_OnTheServer):
@@ -185,26 +207,24 @@ class ConnectionsExhausted(_OnTheServer):
         if self._sessions:
             return ""
         try:
-            url = stage.postgres_url()
-            killer = psycopg.connect(url, autocommit=True)
+            with self._connect(stage) as killer:
+                for _ in range(2):
+                    self._take_all(stage)
+                    # Those that were there first lose theirs, and it is taken, too.
+                    killer.execute(KILL_OTHERS)
         except (psycopg.Error, RuntimeError):
+            self.heal(stage)
             return ""
-        with killer:
-            for _ in range(2):
-                with contextlib.suppress(psycopg.OperationalError):
-                    while True:
-                        self._sessions.append(psycopg.connect(url, autocommit=True))
-                # Those that were there first lose theirs, and it is taken, too.
-                killer.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid() "
-                    "AND application_name LIKE 'regrow%'"
-                )
         return f"{len(self._sessions)} connections"
 
+    def _take_all(self, stage: Stage) -> None:
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                self._sessions.append(self._connect(stage))
 
-class DatabaseFull(Nemesis):
-    """Every write is refused for want of room (SQLSTATE 53100)."""
+
+class DatabaseFull(_OnTheServer):
+    """Every write of a node is refused for want of room (SQLSTATE 53100)."""
 
     name: ClassVar[str] = "database_full"
 
@@ -216,20 +236,24 @@ class DatabaseFull(Nemesis):
         if self._full:
             return ""
         try:
-            stage.execute(
-                "CREATE FUNCTION regrow.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                "RAISE EXCEPTION 'could not extend file: No space left on device' "
-                "USING ERRCODE = '53100', HINT = 'Check free disk space.'; END $$; "
-                "CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON regrow.nodes "
-                "FOR EACH STATEMENT EXECUTE FUNCTION regrow.no_room()"
-            )
+            session = self._connect(stage)
+            self._sessions.append(session)  # so that there is one to mend it with
+            session.execute(NO_ROOM)
         except (psycopg.Error, RuntimeError):
+            super().heal(stage)
             return ""
         self._full = True
         return "every write of a node"
 
     def heal(self, stage: Stage) -> None:
-        if self._full:
-            wait_until(lambda: stage.postgres_pid() != 0, START_S)
-            stage.execute("DROP FUNCTION IF EXISTS regrow.no_room CASCADE")
-            self._full = False
+        if not self._full:
+            return
+        try:
+            if not self._sessions or self._sessions[0].broken:
+                super().heal(stage)
+                self._sessions = [self._connect(stage)]
+            self._sessions[0].execute("DROP FUNCTION IF EXISTS regrow.no_room CASCADE")
+        except (psycopg.Error, RuntimeError) as error:
+            raise NotYetError(str(error)) from None
+        self._full = False
+        super().heal(stage)

@@ -15,6 +15,10 @@ from regrow.chaos.scenario import ScenarioError
 from regrow.chaos.stage import Stage
 
 
+class NotYetError(RuntimeError):
+    """What a nemesis broke cannot be mended as long as another fault lasts; it is tried again."""
+
+
 class Nemesis:
     """The base. One instance serves one entry of a scenario."""
 
@@ -44,4 +48,6 @@ class Nemesis:
         raise NotImplementedError
 
     def heal(self, stage: Stage) -> None:
-        """Mend what is broken, if anything is. Called again at the end of the faults."""
+        """Mend what is broken, if anything is. Called again at the end of the faults.
+
+        Raises NotYetError if it has to be called again later."""
