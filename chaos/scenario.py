@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
     clients: int = 4
     #: A standby of the control store, from the start.
     standby: bool = False
+    #: "namespaces" of the kernel, which need root: each node has an address of its own.
+    network: Literal["loopback", "namespaces"] = "loopback"
     #: Postgres is reached through a proxy, for the faults that need one.
     proxy: bool = False
     #: After the faults have stopped everything has to end in so many seconds.
@@ -97,6 +99,11 @@ def _check(scenario: Scenario) -> None:
             raise ScenarioError(
                 f"scenario {scenario.name}: {plan.name} reaches Postgres through a proxy; "
                 "set proxy = true"
+            )
+        if nemeses.NEMESES[plan.name].needs_namespaces and scenario.network != "namespaces":
+            raise ScenarioError(
+                f"scenario {scenario.name}: {plan.name} cuts networks of the kernel; "
+                'set network = "namespaces"'
             )
         if plan.every_s <= 0 or plan.heal_after_s < 0:
             raise ScenarioError(

@@ -25,6 +25,7 @@ import psycopg
 
 from regrow import _bootstrap, _daemons, _home
 from regrow.chaos.history import Recorder
+from regrow.chaos.namespaces import Network
 from regrow.chaos.postgres_proxy import PostgresProxy
 from regrow.chaos.scenario import Scenario
 from regrow.cluster_utils import Cluster, Node
@@ -63,10 +64,13 @@ class Stage:
         self.seed = seed
         self.recorder = recorder
         #: Where the run keeps what is not the cluster's own.
-        self.folder = folder
+        self.folder = folder.resolve()
         self.mark = secrets.token_hex(8)
         #: See `regrow.failpoints`.
-        self.failpoints = folder / "failpoints"
+        self.failpoints = self.folder / "failpoints"
+        #: Of a scenario with namespaces; the address of each node, by its pid.
+        self.network: Network | None = None
+        self.addresses: dict[int, str] = {}
         self._before: dict[str, str | None] = {}
         self._ends = contextlib.ExitStack()
         self.cluster: Cluster
@@ -98,6 +102,9 @@ class Stage:
         postgres = None
         if self.scenario.proxy:
             postgres = self._start_own_server()
+        if self.scenario.network == "namespaces":
+            self.network = Network()
+            self._ends.callback(self.network.close)
         self.cluster = Cluster(postgres=postgres)
         self._ends.callback(self._shut_down)
         for _ in range(self.scenario.nodes):
@@ -203,8 +210,19 @@ class Stage:
     def add_node(self, **options: Any) -> Node:
         """One more node, a member on return."""
         scenario = self.scenario
-        given = {"num_cpus": scenario.cpus, "object_store_memory": scenario.object_store_memory}
-        return self.cluster.add_node(**{**given, **options})
+        given: dict[str, Any] = {
+            "num_cpus": scenario.cpus,
+            "object_store_memory": scenario.object_store_memory,
+        }
+        given |= options
+        network = self.network
+        if network is None:
+            return self.cluster.add_node(**given)
+        address = network.bridge if not self.addresses else network.add()
+        with network.inside(address):
+            node = self.cluster.add_node(host=address, **given)
+        self.addresses[node.pid] = address
+        return node
 
     def replace_dead_nodes(self) -> None:
         """Bring the number of nodes back to what is wanted."""
@@ -243,8 +261,9 @@ class Stage:
         running = _home.read_gcs(self.home)
         storage = running.storage if running is not None else None
         postgres = self.proxy.url if self.proxy is not None else None
+        host = self.network.bridge if self.network is not None else "127.0.0.1"
         daemon = _daemons.start_gcs(
-            self.home, ephemeral=False, postgres=postgres, storage=storage, listen="127.0.0.1:0"
+            self.home, ephemeral=False, postgres=postgres, storage=storage, listen=f"{host}:0"
         )
         wait_until(lambda: self.gcs_pid() == daemon.pid, START_S, daemon.check)
 

@@ -29,6 +29,7 @@ _ALL: Final[tuple[type[Nemesis], ...]] = (
     network.BreakLinks,
     network.SlowLinks,
     network.BlackOut,
+    network.NetworkPartition,
     database.PostgresStop,
     database.PostgresAway,
     database.LogBreak,

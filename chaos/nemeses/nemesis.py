@@ -29,6 +29,9 @@ class Nemesis:
     #: Whether Postgres has to be behind a proxy.
     needs_proxy: ClassVar[bool] = False
 
+    #: Whether each node has to have a network of its own.
+    needs_namespaces: ClassVar[bool] = False
+
     class Options(msgspec.Struct, forbid_unknown_fields=True):
         """None, unless a subclass has some."""
 

@@ -118,6 +118,38 @@ class SlowLinks(_Ways):
         return f"{len(self._lines)} ways"
 
 
+class NetworkPartition(Nemesis):
+    """As ``cut_links``, in the kernel: packets from one address to another are dropped."""
+
+    name: ClassVar[str] = "network_partition"
+    needs_namespaces: ClassVar[bool] = True
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """None: drawn."""
+
+        one_way: bool | None = None
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        addresses = {stage.addresses[node.pid]: node.node_id for node in stage.nodes()}
+        network = stage.network
+        assert network is not None, "the scenario has namespaces"
+        if len(addresses) < 2:
+            return ""
+        one, other = rng.sample(sorted(addresses), 2)
+        one_way = rng.random() < 0.5 if self.options.one_way is None else self.options.one_way
+        network.cut(one, other)
+        if not one_way:
+            network.cut(other, one)
+        names = [str(addresses[address]) for address in (one, other)]
+        if network.bridge in (one, other):
+            names[(one, other).index(network.bridge)] += " and the control store"
+        return f"node {names[0]} {'->' if one_way else '<->'} node {names[1]}"
+
+    def heal(self, stage: Stage) -> None:
+        if stage.network is not None:
+            stage.network.mend()
+
+
 class BlackOut(_Ways):
     """Nothing gets anywhere."""
 

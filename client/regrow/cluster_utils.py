@@ -28,7 +28,7 @@ NODE_DEFAULTS: Mapping[str, Any] = {
     "object_store_memory": 150 * 1024 * 1024,
 }
 NODE_ARGUMENTS = (
-    "num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels",
+    "num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels", "host",
 )  # fmt: skip
 GRACE_S = 5.0
 
@@ -147,7 +147,7 @@ class Cluster:
         """Start a node; the first one brings Postgres and the control store.
 
         Takes ``num_cpus`` (1), ``num_gpus`` (0), ``memory`` and ``object_store_memory`` (bytes),
-        ``resources`` and ``labels``. With ``wait`` it is a member on return. Raises
+        ``resources``, ``labels``, and ``host``, the address at which others reach it. With ``wait`` it is a member on return. Raises
         UnsupportedOptionError for other arguments, ValueError or TypeError for impossible amounts,
         ClusterConnectionError if it does not start.
         """
