@@ -64,6 +64,8 @@ _INIT_DEFAULTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 _JOB_NAME_MAX: Final = 200
+#: How long who joins for a moment looks for a node.
+_DETACHED_PATIENCE_S: Final = 30.0
 #: As which ``regrow job submit`` started this process; its children are others.
 _SUBMITTED: Final = os.environ.pop("REGROW_JOB", None)
 
@@ -155,21 +157,22 @@ def init(
             )
         from regrow._bootstrap import attach
         from regrow._driver import Driver
+        from regrow._joining import join
 
-        session = attach(
-            address=address, postgres=postgres, storage=storage, num_cpus=num_cpus,
-            num_gpus=num_gpus, resources=resources, object_store_memory=object_store_memory,
-        )  # fmt: skip
-        try:
-            driver = Driver(
+        reconnect_timeout_s = Config.from_environment().reconnect_timeout_s
+        session, driver = join(
+            lambda: attach(
+                address=address, postgres=postgres, storage=storage, num_cpus=num_cpus,
+                num_gpus=num_gpus, resources=resources, object_store_memory=object_store_memory,
+            ),
+            lambda session: Driver(
                 session.node_socket, session.token, session.local_sockets,
                 durability=durability, namespace=namespace or "", log_to_driver=log_to_driver,
-                reconnect_timeout_s=Config.from_environment().reconnect_timeout_s,
+                reconnect_timeout_s=reconnect_timeout_s,
                 job=job or "", takeover=bool(takeover), on_changed_code=on_changed_code,
-            )  # fmt: skip
-        except BaseException:
-            session.close()
-            raise
+            ),
+            reconnect_timeout_s,
+        )  # fmt: skip
         _enter(session, driver)
         what = "Started a regrow cluster" if session.started else "Joined the regrow cluster"
         if logger.level <= logging.INFO:
@@ -193,25 +196,23 @@ def join_detached(name: str, entrypoint: str, *, takeover: bool, detached: bool)
     """
     from regrow._bootstrap import attach
     from regrow._driver import Driver
+    from regrow._joining import join
+
+    def connect(session: Session) -> Driver:
+        if session.ephemeral:
+            raise ClusterConnectionError(
+                f"the cluster in {session.home} ends with its last driver; start one that "
+                "stays with `regrow start --head`"
+            )
+        return Driver(
+            session.node_socket, session.token, session.local_sockets, durability="commit",
+            namespace="", log_to_driver=False, reconnect_timeout_s=_DETACHED_PATIENCE_S, job=name,
+            takeover=takeover, on_changed_code="keep", detached=detached,
+            entrypoint=entrypoint,
+        )  # fmt: skip
 
     with _state_lock:
-        session = attach(address="auto")
-        try:
-            if session.ephemeral:
-                raise ClusterConnectionError(
-                    f"the cluster in {session.home} ends with its last driver; start one that "
-                    "stays with `regrow start --head`"
-                )
-            driver = Driver(
-                session.node_socket, session.token, session.local_sockets, durability="commit",
-                namespace="", log_to_driver=False, reconnect_timeout_s=30.0, job=name,
-                takeover=takeover, on_changed_code="keep", detached=detached,
-                entrypoint=entrypoint,
-            )  # fmt: skip
-        except BaseException:
-            session.close()
-            raise
-        _enter(session, driver)
+        _enter(*join(lambda: attach(address="auto"), connect, _DETACHED_PATIENCE_S))
 
 
 def _check_job(job: str | None, takeover: bool | None, on_changed_code: str) -> None:

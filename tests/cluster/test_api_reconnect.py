@@ -7,12 +7,13 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import regrow as ray
-from regrow import _client
+from regrow import _bootstrap, _client
 from regrow._driver import Driver
 from regrow._home import read_gcs
 from regrow.cluster_utils import Cluster
@@ -66,6 +67,33 @@ def test_a_driver_outlives_its_node(tmp_path: Path) -> None:
         assert ray.get(large, timeout=TIMEOUT_S).sum() == 4999950000
         assert ray.get(total.remote(large), timeout=TIMEOUT_S) == 4999950000
         assert view[-1] == 99_999
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_driver_whose_node_dies_as_it_joins_joins_through_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attach = _bootstrap.attach
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    attached: list[str] = []
+
+    def attach_and_kill(*arguments: Any, **more: Any) -> _bootstrap.Session:
+        session = attach(*arguments, **more)
+        if not attached:
+            for node in cluster.list_all_nodes():
+                if node.socket == session.node_socket:
+                    cluster.remove_node(node, allow_graceful=False)
+        attached.append(session.node_socket)
+        return session
+
+    monkeypatch.setattr(_bootstrap, "attach", attach_and_kill)
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.connect()
+        assert len(set(attached)) == 2
+        assert ray.get(square.remote(3), timeout=TIMEOUT_S) == 9
     finally:
         ray.shutdown()
         cluster.shutdown()
