@@ -55,6 +55,9 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
     standby: bool = False
     #: "namespaces" of the kernel, which need root: each node has an address of its own.
     network: Literal["loopback", "namespaces"] = "loopback"
+    #: The home of the cluster, with what it spills and stores, is on a disk of its own with so many
+    #: MiB; that needs root. 0: it is not.
+    disk_mib: int = 0
     #: Postgres is reached through a proxy, for the faults that need one.
     proxy: bool = False
     #: After the faults have stopped everything has to end in so many seconds.
@@ -99,6 +102,10 @@ def _check(scenario: Scenario) -> None:
             raise ScenarioError(
                 f"scenario {scenario.name}: {plan.name} reaches Postgres through a proxy; "
                 "set proxy = true"
+            )
+        if nemeses.NEMESES[plan.name].needs_disk and not scenario.disk_mib:
+            raise ScenarioError(
+                f"scenario {scenario.name}: {plan.name} fills a disk; set disk_mib = 256, or so"
             )
         if nemeses.NEMESES[plan.name].needs_namespaces and scenario.network != "namespaces":
             raise ScenarioError(

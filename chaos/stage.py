@@ -70,6 +70,8 @@ class Stage:
         self.failpoints = self.folder / "failpoints"
         #: Of a scenario with namespaces; the address of each node, by its pid.
         self.network: Network | None = None
+        #: Of a scenario with a disk of its own: where that is mounted.
+        self.disk: Path | None = None
         self.addresses: dict[int, str] = {}
         self._before: dict[str, str | None] = {}
         self._ends = contextlib.ExitStack()
@@ -105,13 +107,25 @@ class Stage:
         if self.scenario.network == "namespaces":
             self.network = Network()
             self._ends.callback(self.network.close)
-        self.cluster = Cluster(postgres=postgres)
+        home = self._mount() if self.scenario.disk_mib else None
+        self.cluster = Cluster(postgres=postgres, home=home)
         self._ends.callback(self._shut_down)
         for _ in range(self.scenario.nodes):
             self.add_node()
         self.cluster.wait_for_nodes(START_S)
         if self.scenario.standby:
             self.start_standby()
+
+    def _mount(self) -> Path:
+        """A disk of the run's own, in memory; a home on it."""
+        if os.geteuid() != 0:
+            raise RuntimeError("a disk of its own (disk_mib) needs root, to be mounted")
+        place = self.disk = Path(tempfile.mkdtemp(prefix="regrow-chaos-disk-"))
+        self._ends.callback(place.rmdir)
+        size = f"size={self.scenario.disk_mib}m,mode=0711"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "regrow-chaos", str(place)], check=True)
+        self._ends.callback(subprocess.run, ["umount", "-l", str(place)], check=True)
+        return place / "home"
 
     def _set_environment(self) -> None:
         changes: dict[str, str | None] = dict.fromkeys(USER_SETTINGS)
@@ -149,6 +163,8 @@ class Stage:
         self.end_driver()
         self.save_logs()
         self.cluster.shutdown()
+        if self.disk is not None:
+            embedded.destroy(_home.postgres_directory(self.home))
 
     def save_logs(self) -> None:
         """Keep a copy of the cluster's logs with the run."""
@@ -327,7 +343,7 @@ class Stage:
     def left_behind(self) -> list[str]:
         """Processes, sockets, shared memory and folders of this run."""
         left = [f"process {pid}: {command}" for pid, command in self.marked_processes().items()]
-        places = [_home.runtime_directory(self.home), self.home]
+        places = [_home.runtime_directory(self.home), self.disk or self.home]
         left += [f"folder {place}" for place in places if place.exists()]
         return left
 

@@ -36,10 +36,11 @@ _ALL: Final[tuple[type[Nemesis], ...]] = (
     database.LostAnswers,
     database.SlowCommits,
     database.DatabaseLocked,
-    database.DatabaseFull,
+    database.DatabaseRefuses,
     database.BackendsKilled,
     database.ConnectionsExhausted,
     storage.FilesDamaged,
+    storage.DiskFull,
     storage.StorageAway,
 )
 

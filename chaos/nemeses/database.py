@@ -24,13 +24,18 @@ KILL_OTHERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
     f"AND pid <> pg_backend_pid() AND application_name <> '{OURS}'"
 )
-NO_ROOM = """
-    CREATE FUNCTION regrow.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        RAISE EXCEPTION 'could not extend file: No space left on device'
-            USING ERRCODE = '53100', HINT = 'Check free disk space.';
+#: SQLSTATE and message.
+REASONS = {
+    "full": ("53100", "could not extend file: No space left on device"),
+    "deadlock": ("40P01", "deadlock detected"),
+    "serialization": ("40001", "could not serialize access due to concurrent update"),
+}
+REFUSE = """
+    CREATE FUNCTION regrow.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION '{text}' USING ERRCODE = '{code}';
     END $$;
-    CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON regrow.nodes
-        FOR EACH STATEMENT EXECUTE FUNCTION regrow.no_room()
+    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON regrow.nodes
+        FOR EACH STATEMENT EXECUTE FUNCTION regrow.refuse()
 """
 
 
@@ -223,37 +228,46 @@ class ConnectionsExhausted(_OnTheServer):
                 self._sessions.append(self._connect(stage))
 
 
-class DatabaseFull(_OnTheServer):
-    """Every write of a node is refused for want of room (SQLSTATE 53100)."""
+class DatabaseRefuses(_OnTheServer):
+    """Every write of a node is refused: for want of room, as a deadlock, as not serializable."""
 
-    name: ClassVar[str] = "database_full"
+    name: ClassVar[str] = "database_refuses"
+
+    class Options(msgspec.Struct, forbid_unknown_fields=True):
+        """Why; "any": drawn each time."""
+
+        reason: Literal["full", "deadlock", "serialization", "any"] = "full"
 
     def __init__(self, options: dict[str, object]) -> None:
         super().__init__(options)
-        self._full = False
+        self._refuses = False
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
-        if self._full:
+        if self._refuses:
             return ""
+        reason = self.options.reason
+        if reason == "any":
+            reason = rng.choice(sorted(REASONS))
+        code, text = REASONS[reason]
         try:
             session = self._connect(stage)
             self._sessions.append(session)  # so that there is one to mend it with
-            session.execute(NO_ROOM)
+            session.execute(REFUSE.format(code=code, text=text).encode())
         except (psycopg.Error, RuntimeError):
             super().heal(stage)
             return ""
-        self._full = True
-        return "every write of a node"
+        self._refuses = True
+        return f"{reason} ({code})"
 
     def heal(self, stage: Stage) -> None:
-        if not self._full:
+        if not self._refuses:
             return
         try:
             if not self._sessions or self._sessions[0].broken:
                 super().heal(stage)
                 self._sessions = [self._connect(stage)]
-            self._sessions[0].execute("DROP FUNCTION IF EXISTS regrow.no_room CASCADE")
+            self._sessions[0].execute("DROP FUNCTION IF EXISTS regrow.refuse CASCADE")
         except (psycopg.Error, RuntimeError) as error:
             raise NotYetError(str(error)) from None
-        self._full = False
+        self._refuses = False
         super().heal(stage)

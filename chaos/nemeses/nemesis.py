@@ -29,6 +29,8 @@ class Nemesis:
     #: Whether Postgres has to be behind a proxy.
     needs_proxy: ClassVar[bool] = False
 
+    #: Whether the cluster's home has to be on a disk of its own.
+    needs_disk: ClassVar[bool] = False
     #: Whether each node has to have a network of its own.
     needs_namespaces: ClassVar[bool] = False
 

@@ -63,6 +63,35 @@ def _damage(path: Path, how: str, rng: random.Random) -> None:
             file.write(bytes([byte ^ 0xFF]))
 
 
+class DiskFull(Nemesis):
+    """The disk with the cluster's home, and so with what it spills, stores and logs, is full."""
+
+    name: ClassVar[str] = "disk_full"
+    needs_disk: ClassVar[bool] = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._filler: Path | None = None
+
+    def inject(self, stage: Stage, rng: random.Random) -> str:
+        if self._filler is not None:
+            return ""
+        assert stage.disk is not None, "the scenario has a disk"
+        self._filler = stage.disk / "filler"
+        written = 0
+        with self._filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            for size in (1 << 20, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while count := file.write(bytes(size)):
+                        written += count
+        return f"{written >> 20} MiB were left"
+
+    def heal(self, stage: Stage) -> None:
+        if self._filler is not None:
+            self._filler.unlink()
+            self._filler = None
+
+
 class StorageAway(Nemesis):
     """The folder of the storage is not there, and cannot be made."""
 

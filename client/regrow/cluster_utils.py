@@ -147,9 +147,9 @@ class Cluster:
         """Start a node; the first one brings Postgres and the control store.
 
         Takes ``num_cpus`` (1), ``num_gpus`` (0), ``memory`` and ``object_store_memory`` (bytes),
-        ``resources``, ``labels``, and ``host``, the address at which others reach it. With ``wait`` it is a member on return. Raises
-        UnsupportedOptionError for other arguments, ValueError or TypeError for impossible amounts,
-        ClusterConnectionError if it does not start.
+        ``resources``, ``labels``, and ``host``, the address at which others reach it (127.0.0.1).
+        With ``wait`` it is a member on return. Raises UnsupportedOptionError for other arguments,
+        ValueError or TypeError for impossible amounts, ClusterConnectionError if it does not start.
         """
         assert not self._ended, "the cluster was shut down"
         unknown = sorted(set(node_args) - set(NODE_ARGUMENTS))
