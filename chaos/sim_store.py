@@ -26,6 +26,7 @@ from regrow.messages import (
     PENDING,
     TASK_ERROR,
     HeldTask,
+    JobCode,
     header_decoder,
     keyed_content,
     spec_of_driver,
@@ -249,6 +250,7 @@ class SimStore(SimReads):
                 op.runtime,
                 op.detached,
                 op.job_root,
+                op.on_changed_code,
             )
             self.jobs.put(job, new)
             return ops.JobResumed(job, op.job_root, 1, op.runtime)
@@ -258,7 +260,7 @@ class SimStore(SimReads):
                 return ops.JobResumed(0)
             entry = replace(
                 entry, status="running", driver=entry.driver + 1, detached=op.detached,
-                opener=op.job_root,
+                opener=op.job_root, on_changed_code=op.on_changed_code,
             )  # fmt: skip
             self.jobs.put(job, entry)
             self._restart_actors(job)
@@ -348,6 +350,12 @@ class SimStore(SimReads):
                 if function is not None and function.fingerprint:
                     found[function.name, function.fingerprint] = None
         return list(found)
+
+    def _read_job_code(self, op: ops.ReadJobCode) -> JobCode:
+        entry = self.jobs.get(op.job)
+        if entry is None:
+            return JobCode("", "error", [])
+        return JobCode(entry.name, entry.on_changed_code, self._versions(op.job))
 
     def _read_job(self, op: ops.ReadJob) -> ops.JobRow:
         entry = self.jobs.get(op.job)
@@ -523,6 +531,7 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.CreateJob: SimStore._create_job,
     ops.ResumeJob: SimStore._resume_job,
     ops.ReadJob: SimStore._read_job,
+    ops.ReadJobCode: SimStore._read_job_code,
     ops.ReadJobs: SimStore._read_jobs,
     ops.EndJob: SimStore._end_job,
     ops.EndIdleJobs: SimStore._end_idle_jobs,

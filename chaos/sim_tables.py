@@ -45,6 +45,7 @@ class JobEntry(_Row, frozen=True):
     detached: bool = False
     #: Of the request that started its latest driver.
     opener: bytes = b""
+    on_changed_code: str = "error"
 
 
 class TaskRow(_Row, frozen=True):

@@ -14,13 +14,20 @@ from msgspec import Struct
 
 from regrow.gcs.core_context import Context, Continuation, Reply
 from regrow.gcs.membership import Membership, Node
-from regrow.gcs.operations import FunctionRows, ReadFunctions, ReadTasks, TaskRows
+from regrow.gcs.operations import (
+    FunctionRows,
+    ReadFunctions,
+    ReadJobCode,
+    ReadTasks,
+    TaskRows,
+)
 from regrow.messages import (
     PENDING,
     AskStore,
     DrainNode,
     FetchFunctions,
     Functions,
+    JobCode,
     LookUpTasks,
     SystemFailure,
     TaskStates,
@@ -44,6 +51,11 @@ class _Functions(Continuation):
     asker: tuple[int, int]
 
 
+class _Code(Continuation):
+    asker: tuple[int, int]
+    number: int
+
+
 class Inquiries:
     """Set by the core: ``sweep`` when a task's holder turns out to be dead."""
 
@@ -55,6 +67,7 @@ class Inquiries:
         self.sweep: Callable[[], None]
         context.on(_Tasks, self._tasks_read)
         context.on(_Functions, self._functions_read)
+        context.on(_Code, self._code_read)
 
     def look_up_tasks(self, node: Node, message: LookUpTasks) -> None:
         self._read(_LookUp(node.key, message))
@@ -88,7 +101,12 @@ class Inquiries:
         self._context.send(self._conn_of(then.asker), Functions(rows.functions))
 
     def ask(self, node: Node, message: AskStore) -> None:
-        """``nodes``: the list of ``NodeView``; ``drain``: whether that node was asked to go."""
+        """``nodes``: the list of ``NodeView``; ``drain``: whether that node was asked to go;
+        ``job_code``: a ``JobCode``."""
+        if message.what == "job_code":
+            job = msgspec.msgpack.decode(message.body, type=int)
+            self._context.execute(ReadJobCode(job), _Code(node.key, message.number))
+            return
         if message.what == "nodes":
             answer = Answer(message.number, encode(self._members.views()))
         elif message.what == "drain":
@@ -99,6 +117,10 @@ class Inquiries:
             text = f"the control store cannot answer the question {message.what!r}"
             answer = Answer(message.number, b"", SystemFailure("control_store", text))
         self._context.send(node.conn, answer)
+
+    def _code_read(self, then: _Code, reply: Reply) -> None:
+        code: JobCode = reply.result
+        self._context.send(self._conn_of(then.asker), Answer(then.number, encode(code)))
 
     def _conn_of(self, asker: tuple[int, int]) -> int:
         """The asker's session; 0 if it has none, or is dead."""

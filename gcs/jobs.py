@@ -284,7 +284,7 @@ class Jobs:
         self._names[message.name] = opener.who
         operation = ResumeJob(
             self._context.epoch, message.name, opener.root, message.entrypoint, message.pid,
-            message.runtime, message.detached,
+            message.runtime, message.detached, message.on_changed_code,
         )  # fmt: skip
         self._context.execute(operation, _Resuming(opener))
 

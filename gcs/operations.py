@@ -18,6 +18,7 @@ from msgspec import Struct
 from regrow.messages import (
     FunctionDef,
     HeldTask,
+    JobCode,
     NodeView,
     Resources,
     Return,
@@ -343,6 +344,7 @@ class ResumeJob(_Value, frozen=True):
     runtime: str = ""
     #: It outlives its driver.
     detached: bool = False
+    on_changed_code: str = "error"
 
 
 class JobResumed(_Value, frozen=True):
@@ -356,6 +358,12 @@ class JobResumed(_Value, frozen=True):
     restarting: list[RestartingActor] = []
     #: (function, fingerprint) of what has finished, oldest first.
     versions: list[tuple[str, bytes]] = []
+
+
+class ReadJobCode(_Value, frozen=True):
+    """What has finished in a job, and what is to be done where its code has changed. -> JobCode"""
+
+    job: int
 
 
 class ReadJob(_Value, frozen=True):
@@ -589,7 +597,7 @@ class UpdateResources(_Value, frozen=True):
 
 Operation = (
     Lead | RegisterNode | ReadLeases | Fence | Sweep | NodeLeft | NodeDrains | ReadGiven
-    | CreateJob | ResumeJob
+    | CreateJob | ResumeJob | ReadJobCode
     | ReadJob | ReadJobs | EndJob | EndIdleJobs | ReserveActorName | ReadActor | ReadFunctions
     | ReadTasks | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
     | UpdateResources
@@ -597,5 +605,5 @@ Operation = (
 Result = (
     Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated
     | JobResumed | JobRow | JobRows | JobsEnded | Done | ActorRow | FunctionRows | TaskRows
-    | ObjectRows | Lineage | RebuildsGranted | NodeRows | ActorRestored
+    | JobCode | ObjectRows | Lineage | RebuildsGranted | NodeRows | ActorRestored
 )  # fmt: skip

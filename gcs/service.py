@@ -70,9 +70,9 @@ RESIGN_S: Final = 1.0
 LANES_S: Final = 5.0
 
 READS: Final = (
-    operations.ReadLeases, operations.ReadGiven, operations.ReadJob, operations.ReadJobs,
-    operations.ReadActor, operations.ReadFunctions, operations.ReadTasks, operations.ReadObjects,
-    operations.ReadLineage, operations.ReadNodes,
+    operations.ReadLeases, operations.ReadGiven, operations.ReadJob, operations.ReadJobCode,
+    operations.ReadJobs, operations.ReadActor, operations.ReadFunctions, operations.ReadTasks,
+    operations.ReadObjects, operations.ReadLineage, operations.ReadNodes,
 )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ _READS: Final[dict[type, Handler]] = {
     ops.ReadNodes: store_nodes.read_nodes,
     ops.ReadGiven: store_fencing.read_given,
     ops.ReadJob: store_jobs.read_job,
+    ops.ReadJobCode: store_resume.read_job_code,
     ops.ReadJobs: store_jobs.read_jobs,
     ops.ReadActor: store_jobs.read_actor,
     ops.ReadFunctions: store_jobs.read_functions,

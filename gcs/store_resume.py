@@ -7,12 +7,12 @@ if its parent ended well and will therefore not submit it again.
 
 from __future__ import annotations
 
-from regrow.gcs.operations import JobResumed, RestartingActor, ResumeJob
+from regrow.gcs.operations import JobResumed, ReadJobCode, RestartingActor, ResumeJob
 from regrow.gcs.store_jobs import LOCK_NODES
 from regrow.gcs.store_session import Connection, Row, run
 from regrow.gcs.store_values import JOB_ENDED
 from regrow.ids import driver_task_id
-from regrow.messages import encode, spec_of_driver
+from regrow.messages import JobCode, encode, spec_of_driver
 
 #: Two drivers of one name are one after the other.
 _LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtext('regrow.job'), hashtext(:name))"
@@ -23,9 +23,9 @@ WHERE name = :name AND status <> 'finished' ORDER BY run DESC LIMIT 1
 _NEW_RUN = """
 INSERT INTO regrow.jobs (
     job_root, driver_id, part, entrypoint, pid, started_at, name, run, driver, runtime,
-    detached, opener)
+    detached, opener, on_changed_code)
 SELECT :job_root, :driver_id, 0, :entrypoint, :pid, regrow.now(), :name,
-    1 + coalesce(max(run), 0), 1, :runtime, :detached, :job_root
+    1 + coalesce(max(run), 0), 1, :runtime, :detached, :job_root, :on_changed_code
 FROM regrow.jobs WHERE name = :name
 RETURNING job
 """
@@ -36,7 +36,8 @@ UPDATE regrow.jobs SET part = regrow.part_of_job(job) WHERE job = :job RETURNING
 _ENSURE_PARTITION = "SELECT regrow.ensure_partition(:part)"
 _NEXT_DRIVER = """
 UPDATE regrow.jobs SET status = 'running', finished_at = NULL, driver = driver + 1,
-    entrypoint = :entrypoint, pid = :pid, detached = :detached, opener = :opener
+    entrypoint = :entrypoint, pid = :pid, detached = :detached, opener = :opener,
+    on_changed_code = :on_changed_code
 WHERE job = :job RETURNING driver
 """
 #: A name that another actor has meanwhile stays with that one.
@@ -110,6 +111,9 @@ FROM regrow.actors a
 JOIN regrow.task_log t ON t.task_id = a.actor_id AND t.part = :part
 WHERE a.job = :job AND a.state = 'restarting' ORDER BY a.actor_id
 """
+_CODE = """
+SELECT job, part, coalesce(name, '') AS name, on_changed_code FROM regrow.jobs WHERE job = :job
+"""
 _VERSIONS = """
 SELECT f.name, f.fingerprint
 FROM (
@@ -145,6 +149,7 @@ def _begin(connection: Connection, op: ResumeJob) -> JobResumed:
         name=op.name,
         runtime=op.runtime,
         detached=op.detached,
+        on_changed_code=op.on_changed_code,
     )
     [(part,)] = run(connection, _OWN_PART, job=job)
     run(connection, _ENSURE_PARTITION, part=part)
@@ -166,6 +171,7 @@ def _resume(connection: Connection, op: ResumeJob, job: Row) -> int:
         pid=op.pid,
         detached=op.detached,
         opener=op.job_root,
+        on_changed_code=op.on_changed_code,
     )
     run(connection, _RESTART_ACTORS, **which, job_ended=encode(JOB_ENDED))
     run(connection, _DELETE_ACTORS, **which, driver_id=job.driver_id)
@@ -196,6 +202,19 @@ def _answer(connection: Connection, job: Row, driver: int) -> JobResumed:
         RestartingActor(row.actor_id, row.job, (row.node_id, row.incarnation), row.resources)
         for row in run(connection, _RESTARTING, **which)
     ]
-    versions = [(row.name, row.fingerprint) for row in run(connection, _VERSIONS, **which)]
-    distinct = list(dict.fromkeys(versions))
-    return JobResumed(job.job, job.job_root, driver, job.runtime, restarting, distinct)
+    versions = _versions(connection, which)
+    return JobResumed(job.job, job.job_root, driver, job.runtime, restarting, versions)
+
+
+def _versions(connection: Connection, which: dict[str, int]) -> list[tuple[str, bytes]]:
+    found = [(row.name, row.fingerprint) for row in run(connection, _VERSIONS, **which)]
+    return list(dict.fromkeys(found))
+
+
+def read_job_code(connection: Connection, op: ReadJobCode) -> JobCode:
+    rows = run(connection, _CODE, job=op.job)
+    if not rows:  # it was deleted meanwhile
+        return JobCode("", "error", [])
+    [job] = rows
+    versions = _versions(connection, {"job": job.job, "part": job.part})
+    return JobCode(job.name, job.on_changed_code, versions)

@@ -725,6 +725,7 @@ class Core:
                 driver.number,
                 hello.runtime,
                 hello.detached,
+                hello.on_changed_code,
             )
         )
 

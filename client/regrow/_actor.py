@@ -75,6 +75,10 @@ class ActorClass(Generic[C]):
             f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
         )
 
+    def __regrow_identity__(self, _with_refs: bool) -> bytes:
+        self._definition = definition = self._definition or define(self._class)
+        return identity(self._class, definition) + definition.fingerprint
+
     def options(self, **options: Unpack[ActorOptions]) -> ActorClass[C]:
         """The same class with other options for the actors made through what this returns."""
         changed: ActorClass[C] = ActorClass.__new__(ActorClass)
@@ -181,6 +185,9 @@ class ActorHandle(Generic[C]):
 
     def __hash__(self) -> int:
         return hash(self._actor_id)
+
+    def __regrow_identity__(self, with_refs: bool) -> bytes:
+        return self._actor_id if with_refs else b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         definition = self._definition

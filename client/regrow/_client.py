@@ -15,13 +15,15 @@ import xxhash
 from msgspec import Raw, Struct
 
 from regrow._answers import Answers
-from regrow._arguments import REF_TYPES, pack_arguments
+from regrow._arguments import REF_TYPES, Arguments, pack_arguments
+from regrow._canonical import canonical_digest, is_unsteady
 from regrow._context import Running, Task
 from regrow._futures import Futures
 from regrow._link import Connection, Link, Message, Submission
 from regrow._memory import ArenaClosedError, Memory, track, tracked
 from regrow._refs import ObjectRef, RefTable, Waiter, is_ready
 from regrow._requests import ASK_TIMEOUT_S, Requests, Room, as_error
+from regrow._resuming import Changes
 from regrow.config import INLINE_MAX
 from regrow.exceptions import (
     ClusterConnectionError,
@@ -60,6 +62,7 @@ from regrow.messages import (
     TaskSpec,
     Unblocked,
     Values,
+    code_decoder,
     encode,
     failure_decoder,
 )
@@ -107,10 +110,11 @@ class Client:
         self.memory = memory or Memory.connect(connection.welcome.arena_path, self._on_news)
         self._default_flags = ASYNC if durability == "async" else 0
         self._defined: dict[bytes, FunctionDef] = {}
-        #: Of a driver that resumes its job: what enters the identity of calls of changed functions,
-        #: and of actors that do not come back.
-        self._versions: dict[bytes, bytes] = {}
+        #: Of a driver that resumes its job: what enters the identity of actors that do not come
+        #: back.
         self._epoch = b""
+        #: Of a worker: by job and driver, and whether they are for calls that had ended.
+        self._changes: dict[tuple[int, int, bool], Changes] = {}
         #: Large puts that wait for storage: who put them sees to it that they are written.
         self.storing: set[bytes] = set()
         self._requests = Requests(self.link, lambda: self.memory)
@@ -139,18 +143,23 @@ class Client:
         """
         parent = self.running.current()
         packed = pack_arguments(args, kwargs, self.put_serialized, call.name)
-        definition = call.definition
+        definition, version = call.definition, b""
+        if parent.driver > 1 and call.kind != ACTOR_CALL:
+            resolved = self.changes(parent).resolve(definition)
+            definition, version = resolved.definition, resolved.version
         if definition.function_id not in self._defined and call.kind != ACTOR_CALL:
             self.define(definition)
         known = False
+        #: Of a named job: the arguments, if their pickle may be another one when it is resumed.
+        varying = (args, kwargs) if parent.driver and is_unsteady(packed.data) else None
         if parent.counted_ids is not None and call.key is None:
             task_id = parent.counted_ids.next_id()
         else:
-            identity = call.identity + self._versions.get(definition.function_id, b"")
+            identity = call.identity + definition.fingerprint
             if call.kind == ACTOR_CREATION and call.flags & (RECOVERABLE | DETACHED) != RECOVERABLE:
                 identity += self._epoch
-            content = b"\0".join((identity, digest(packed.data), *packed.deps, *packed.nested))
-            task_id, known = _content_id(parent, call, content)
+            content = b"\0".join((identity, *_content(packed, varying)))
+            task_id, known = _content_id(parent, call, content, version)
         flags = (
             call.flags
             | parent.passed_on
@@ -167,7 +176,8 @@ class Client:
             options = _with_options(options, namespace=parent.namespace)
         if call.key is not None:
             key = call.key.decode(errors="backslashreplace")
-            options = _with_options(options, key=key, content=_keyed_content(call, packed.data))
+            content = _keyed_content(call, packed.data, varying)
+            options = _with_options(options, key=key, content=content)
         if before is not None:
             before(task_id)
         order, after = 0, b""
@@ -186,6 +196,21 @@ class Client:
         refs = [make(object_id(task_id, index)) for index in range(call.num_returns)]
         self.submit(Raw(encode(spec)))
         return refs
+
+    def changes(self, parent: Task) -> Changes:
+        """Which code the job of ``parent`` ran before; of named jobs. Waits for the control store
+        where this process does not know it yet."""
+        if parent.changes is None:
+            key = parent.job, parent.driver, parent.is_replay
+            known = self._changes.get(key)
+            if known is None:
+                body = self.ask("job_code", encode(parent.job), timeout_s=None)
+                code = code_decoder.decode(body)
+                policy = "keep" if parent.is_replay else code.on_changed_code
+                known = Changes(code.name, code.versions, policy)
+                self._changes = {key: known}  # it may be another's next, but seldom
+            parent.changes = known
+        return parent.changes
 
     def define(self, definition: FunctionDef) -> None:
         """Tell the node of a function before its first call."""
@@ -509,19 +534,27 @@ def _with_options(options: bytes, **more: Any) -> bytes:
     return msgspec.msgpack.encode({**packed, **more})
 
 
-def _keyed_content(call: Call, arguments: bytes) -> bytes:
+def _content(packed: Arguments, varying: object) -> tuple[bytes, ...]:
+    """What tells the arguments of a call from others; ``varying`` are themselves, where what they
+    were packed to does not."""
+    canonical = canonical_digest(varying) if varying is not None else None
+    return (canonical,) if canonical else (digest(packed.data), *packed.deps, *packed.nested)
+
+
+def _keyed_content(call: Call, arguments: bytes, varying: object) -> bytes:
     """What is compared with what another driver submits under the same key: the function's name and
     its arguments. Not what references refer to, nor what the function captured: these may be other
     ones each time, and the key is there to say that it is the same call all the same."""
     name = call.identity.split(b"\0", 1)[0]
-    return digest(name + b"\0" + arguments)
+    canonical = canonical_digest(varying, with_refs=False) if varying is not None else None
+    return digest(name + b"\0" + (canonical or arguments))
 
 
-def _content_id(parent: Task, call: Call, content: bytes) -> tuple[bytes, bool]:
+def _content_id(parent: Task, call: Call, content: bytes, version: bytes) -> tuple[bytes, bool]:
     """The id of a submission, and whether it is one with a key that was submitted before."""
     if call.key is None:
         return parent.content_ids.next_id(content), False
-    task_id = parent.content_ids.keyed_id(call.key)
+    task_id = parent.content_ids.keyed_id(call.key + version)
     before = parent.keys.setdefault(call.key, content)
     if before is content:
         return task_id, False

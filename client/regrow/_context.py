@@ -11,6 +11,7 @@ import itertools
 from contextvars import ContextVar
 
 from regrow._answers import Answers
+from regrow._resuming import Changes
 from regrow.exceptions import RaySystemError
 from regrow.ids import ContentIds, CountedIds, driver_task_id
 from regrow.messages import flags_of_driver
@@ -24,9 +25,9 @@ class Task:
     """The driver, or a task or actor call that is running here."""
 
     __slots__ = (
-        "actor_id", "answers", "attempt", "calls", "content_ids", "counted_ids", "driver",
-        "function_id", "has_namespace", "job", "keys", "last_calls", "name", "namespace",
-        "passed_on", "resources", "steps", "task_id",
+        "actor_id", "answers", "attempt", "calls", "changes", "content_ids", "counted_ids",
+        "driver", "function_id", "has_namespace", "is_replay", "job", "keys", "last_calls",
+        "name", "namespace", "passed_on", "resources", "steps", "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,8 @@ class Task:
         self.content_ids = ContentIds(job_root, task_id)
         #: What was submitted under each ``options(key=...)``.
         self.keys: dict[bytes, bytes] = {}
+        #: Of a job that is resumed, once it was asked for: what code it ran before.
+        self.changes: Changes | None = None
         #: The place of its next call of an actor among all of them.
         self.calls = itertools.count(1)
         #: Its last call of each actor that restarts.
@@ -54,6 +57,8 @@ class Task:
         self.actor_id = actor_id
         #: Of a call of an actor that restarts.
         self.answers: Answers | None = None
+        #: A call that had ended, run again to bring its actor back: it is as it was.
+        self.is_replay = False
         self.attempt = attempt
         self.resources = resources
         self.function_id = function_id

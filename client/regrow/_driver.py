@@ -26,7 +26,6 @@ from regrow.exceptions import (
 from regrow.messages import (
     PROTOCOL_VERSION,
     Bye,
-    FunctionDef,
     Hello,
     Location,
     Printed,
@@ -63,6 +62,7 @@ class Driver(Client):
         self._local_sockets = local_sockets
         self._reconnect_timeout_s = reconnect_timeout_s
         self._job_name, self._takeover, self._detached = job, takeover, detached
+        self._on_changed_code = on_changed_code
         self.number = 0
         connection = Connection(path, self._hello(0))
         super().__init__(connection, "driver", durability)
@@ -71,9 +71,9 @@ class Driver(Client):
         self.job, self.number = welcome.job, welcome.driver
         task = driver_task(self.job, welcome.job_root, namespace, welcome.driver)
         self.running = Running(task)
-        self._changes = Changes(job, welcome.versions, on_changed_code)
+        task.changes = Changes(job, welcome.versions, on_changed_code)
         try:
-            self._changes.check_runtime(welcome.runtime)
+            task.changes.check_runtime(welcome.runtime)
         except CodeChangedError:
             connection.socket.sendall(frame(encode(Bye(failed=True))))
             connection.shut_down()
@@ -95,15 +95,8 @@ class Driver(Client):
             PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability,
             self._entrypoint,
             self._job_name, self._takeover, self.number, runtime(),
-            self._detached,
+            self._detached, self._on_changed_code,
         )  # fmt: skip
-
-    def define(self, definition: FunctionDef) -> None:
-        """Raises CodeChangedError where its calls would find the results of other code."""
-        version = self._changes.version_of(definition)
-        if version:
-            self._versions[definition.function_id] = version
-        super().define(definition)
 
     def _print(self, printed: Printed) -> None:
         if self._log_to_driver:

@@ -22,7 +22,8 @@ from regrow._answers import Answers
 from regrow._arguments import REF_TYPES, unpack_arguments
 from regrow._client import Client
 from regrow._context import ActorExit, Task
-from regrow._functions import load, qualified_name
+from regrow._fingerprints import fingerprint, qualified_name
+from regrow._functions import load
 from regrow._saving import StateSaver, saves_itself
 from regrow._signatures import methods_of, packed_methods
 from regrow.config import INLINE_MAX
@@ -35,6 +36,7 @@ from regrow.messages import (
     RECOVERABLE,
     RETRY_EXCEPTIONS,
     SYSTEM_ERROR,
+    TASK,
     TASK_ERROR,
     FunctionDef,
     Return,
@@ -81,6 +83,8 @@ class Executor:
         self._client = client
         self._definitions: dict[bytes, FunctionDef] = {}
         self._functions: dict[bytes, Any] = {}
+        #: The fingerprints of those whose code is not what was logged.
+        self._changed: dict[bytes, bytes] = {}
         self._retry_types: dict[bytes, tuple[type[BaseException], ...]] = {}
         self._gpus: list[int] | None = None
         #: The actor of this process, once it is made.
@@ -113,7 +117,18 @@ class Executor:
                     f"{type(error).__name__}: {error}"
                 ) from error
             self._functions[function_id] = function
+            now = fingerprint(function)
+            if definition.fingerprint not in (b"", now):
+                self._changed[function_id] = now
         return function
+
+    def _check_code(self, task: Task) -> None:
+        """Raises CodeChangedError where a named job's function is not what it was when it was
+        submitted: it is imported from a module that was changed since."""
+        now = self._changed.get(task.function_id)
+        if now is not None and task.driver:
+            changes = self._client.changes(task)
+            changes.check_loaded(self._definitions[task.function_id], now)
 
     # --- a task -----------------------------------------------------------------------------------
 
@@ -134,6 +149,8 @@ class Executor:
         start = time.perf_counter_ns()
         try:
             target = self.target(spec)  # first: it brings the folders of the program's modules
+            if self._changed and spec.kind == TASK:
+                self._check_code(task)
             if run.restore:
                 self._created(spec, self._restored(spec, run, target))
                 result = None
@@ -185,6 +202,7 @@ class Executor:
         task = self.task_of(spec, run)
         if failpoints.ON:
             failpoints.crash_point("worker.running")
+        task.is_replay = run.answers is not None
         if self.saver is not None:
             task.answers = Answers(run.answers)
         self._client.running.enter(task)

@@ -1,7 +1,7 @@
 """Functions and classes as the log keeps them: pickled once, addressed by content.
 
-Decides what identifies a function's code (its fingerprint) and what of its captured values enters
-the identity of its calls.  The bytes of a pickle do neither: they differ between equal functions.
+Decides what of a function enters the identity of its calls; what its code is recognized by, says
+``regrow._fingerprints``.
 """
 
 from __future__ import annotations
@@ -9,24 +9,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from hashlib import blake2b
-from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
 import msgspec
 
+from regrow._canonical import canonical_digest
+from regrow._fingerprints import captured, fingerprint, qualified_name
 from regrow.ids import function_id
 from regrow.messages import FunctionDef
 from regrow.objectstore import pickling
 from regrow.objectstore.unpicklable import explain
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-
-
-def qualified_name(target: Any) -> str:
-    """The name of a function or class as people know it, with its module."""
-    return f"{target.__module__}.{target.__qualname__}"
 
 
 def define(target: Any) -> FunctionDef:
@@ -43,6 +38,13 @@ def define(target: Any) -> FunctionDef:
         ) from error
     stored = msgspec.msgpack.encode((_program_folders(), pickled))
     return FunctionDef(function_id(stored), target.__qualname__, stored, fingerprint(target))
+
+
+def as_other_code(definition: FunctionDef, known: bytes) -> FunctionDef:
+    """The same function, logged as if its code were that with the fingerprint ``known``: its calls
+    stand beside those of that code."""
+    number = function_id(definition.function_id + known)
+    return msgspec.structs.replace(definition, function_id=number, fingerprint=known)
 
 
 def load(definition: FunctionDef) -> Any:
@@ -62,59 +64,14 @@ def _program_folders() -> list[str]:
     return [f for f in folders if not f.startswith(installed) and os.path.isdir(f)]
 
 
-def fingerprint(target: Any) -> bytes:
-    """What changes when the code of a function or of a class's methods changes; 16 bytes."""
-    digest = blake2b(digest_size=16, person=b"fingerprint")
-    for function in _functions(target):
-        _feed(digest, function.__code__)
-    return digest.digest()
-
-
 def identity(target: Any, definition: FunctionDef) -> bytes:
-    """What calls of ``target`` are told apart by: its name and what it captured.
+    """What calls of ``target`` are told apart by beside its code: its name and what it captured.
 
-    Where a captured value is not a plain one the pickle stands for it: if that is unstable, a
+    Where a captured value cannot be digested the pickle stands for it: if that is unstable, a
     replay runs again what it could have found, and is never given another function's result.
     """
     name = qualified_name(target).encode()
-    captured = _captured(target)
-    if all(type(value) in _PLAIN for value in captured):
-        return name + b"\0" + repr(captured).encode() if captured else name
-    return name + b"\0" + definition.function_id
-
-
-def _captured(target: Any) -> list[Any]:
-    values: list[Any] = []
-    for function in _functions(target):
-        for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
-            if content is not target:
-                values.append(content)
-        values.extend(function.__defaults__ or ())
-        for key, value in sorted((function.__kwdefaults__ or {}).items()):
-            values.extend((key, value))
-    return values
-
-
-def _functions(target: Any) -> list[FunctionType]:
-    """The function itself, or the methods of a class, by name."""
-    if not isinstance(target, type):
-        return [target] if isinstance(target, FunctionType) else []
-    members = [getattr(member, "__func__", member) for _, member in sorted(vars(target).items())]
-    return [member for member in members if isinstance(member, FunctionType)]
-
-
-def _feed(digest: blake2b, code: CodeType) -> None:
-    """Everything of a code object but where it stands in its file."""
-    digest.update(code.co_code)
-    digest.update(repr((code.co_name, code.co_names, code.co_varnames, code.co_flags)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _feed(digest, constant)
-        elif isinstance(constant, frozenset):
-            digest.update(repr(sorted(map(repr, constant))).encode())
-        else:
-            digest.update(repr(constant).encode())
+    values = captured(target)
+    if all(type(value) in _PLAIN for value in values):
+        return name + b"\0" + repr(values).encode() if values else name
+    return name + b"\0" + (canonical_digest(values) or definition.function_id)

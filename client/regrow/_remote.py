@@ -88,6 +88,10 @@ class RemoteFunction(Generic[P, T]):
             self._identity = identity(self._function, self._definition)
         return self._definition
 
+    def __regrow_identity__(self, _with_refs: bool) -> bytes:
+        fingerprint = self._define().fingerprint
+        return self._identity + fingerprint
+
     def _prepare(self) -> Call:
         definition = self._define()
         options = self._checked

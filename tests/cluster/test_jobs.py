@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,48 +13,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.cluster.drivers import TIMEOUT_S, executions, none_left, run, start, written
+
 PROGRAM = Path(__file__).parent / "programs" / "nightly.py"
-TIMEOUT_S = 120.0
-
-
-_STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
-def none_left() -> Iterator[None]:
-    """A test that fails midway leaves no driver behind."""
-    yield
-    while _STARTED:
-        with _STARTED.pop() as process:
-            process.kill()
-
-
-def start(program: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(program), *arguments],
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    _STARTED.append(process)
-    return process
-
-
-def run(program: Path, *arguments: str, code: int = 0, **environment: Any) -> str:
-    """What it printed; ``code`` is what it has to end with."""
-    process = start(program, *arguments, **environment)
-    out, error = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == code, error
-    return out
-
-
-def written(tmp_path: Path, text: str, name: str = "program.py") -> Path:
-    program = tmp_path / name
-    program.write_text("import os, signal, sys\nimport regrow as ray\n" + textwrap.dedent(text))
-    return program
-
-
-def executions(trace: Path) -> Counter[str]:
-    return Counter(trace.read_text().splitlines())
+def no_driver_left() -> Iterator[None]:
+    with none_left():
+        yield
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -153,49 +116,6 @@ def test_two_drivers_of_one_run_are_impossible(home: Path, tmp_path: Path) -> No
     assert out == "3\n", error
     # The second call of the third driver is an equal submission, so another task.
     assert executions(trace) == {"one": 2}
-
-
-CHANGING = """
-    @ray.remote
-    def changing(x):
-        with open(os.environ["TRACE"], "a") as file: file.write("changing\\n")
-        return x + int("%s")
-    @ray.remote
-    def after(x):
-        with open(os.environ["TRACE"], "a") as file: file.write("after\\n")
-        return 10 * x
-    @ray.remote
-    def constant():
-        with open(os.environ["TRACE"], "a") as file: file.write("constant\\n")
-        return 5
-    ray.init(job="nightly", num_cpus=1, logging_level="ERROR", on_changed_code=sys.argv[1])
-    print(ray.get([constant.remote(), after.remote(changing.remote(1))]), flush=True)
-    if "kill" in sys.argv: os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_changed_code_is_never_silent(home: Path, tmp_path: Path) -> None:
-    old, new = (
-        written(tmp_path, CHANGING % number, f"{word}.py")
-        for word, number in (("old", 1), ("new", 2))
-    )
-    trace = tmp_path / "trace"
-
-    def killed(program: Path, policy: str) -> str:
-        return run(program, policy, "kill", code=-signal.SIGKILL, TRACE=str(trace))
-
-    assert killed(old, "error") == "[5, 20]\n"
-    process = start(new, "error", TRACE=str(trace))
-    _, error = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
-    assert "CodeChangedError: the code of changing is not what job 'nightly' ran before" in error
-    assert killed(new, "keep") == "[5, 20]\n"
-    assert executions(trace) == {"changing": 1, "after": 1, "constant": 1}
-    assert killed(new, "rerun") == "[5, 30]\n"
-    assert executions(trace) == {"changing": 2, "after": 2, "constant": 1}
-    assert killed(new, "error") == "[5, 30]\n"
-    assert run(old, "rerun", TRACE=str(trace)) == "[5, 20]\n"
-    assert executions(trace) == {"changing": 2, "after": 2, "constant": 1}
 
 
 SHUFFLED = """

@@ -29,6 +29,7 @@ from regrow.messages import (
     SYSTEM_ERROR,
     TASK_ERROR,
     HeldTask,
+    JobCode,
     Return,
     SystemFailure,
     TaskHeader,
@@ -592,6 +593,8 @@ def test_a_run_of_a_named_job_is_resumed_until_it_ends_well(cluster: Cluster) ->
     assert resume(cluster, b"root 5..........").job == 0, "it is another's now"
     row = ops.JobRow(True, first.job_root, True, "nightly", 2)
     assert cluster.do(ops.ReadJob(first.job)) == row
+    assert cluster.do(ops.ReadJobCode(first.job)).on_changed_code == "error"
+    assert cluster.do(ops.ReadJobCode(99)) == JobCode("", "error", [])
     cluster.do(ops.EndJob(cluster.epoch, first.job, "finished"))
     later = resume(cluster, b"root 4..........")
     assert (later.job_root, later.driver) == (b"root 4..........", 1)
@@ -613,6 +616,8 @@ def test_what_failed_is_taken_out_of_a_job_that_is_resumed(cluster: Cluster) -> 
     cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
     resumed = resume(cluster, b"another driver..")
     assert resumed.versions == [(FUNCTION.name, b"of its code.....")]
+    code = JobCode("nightly", "error", resumed.versions)
+    assert cluster.do(ops.ReadJobCode(job)) == code
     ids = [task.header.task_id for task in tasks]
     states = cluster.do(ops.ReadTasks(ids)).tasks
     assert [state.known for state in states] == [True, False, False, False, False, True]

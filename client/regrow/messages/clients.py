@@ -89,6 +89,8 @@ class Hello(WireMessage, frozen=True, tag=1):
     runtime: str = ""
     #: The job outlives its driver: it ends when nothing in it is unfinished.
     detached: bool = False
+    #: What becomes of results of functions whose code has changed.
+    on_changed_code: str = "error"
 
 
 class Submit(WireMessage, frozen=True, tag=2):

@@ -109,6 +109,7 @@ class OpenJob(WireMessage, frozen=True, tag=86):
     driver: int = 0
     runtime: str = ""
     detached: bool = False
+    on_changed_code: str = "error"
 
 
 class CloseJob(WireMessage, frozen=True, tag=87):
@@ -168,6 +169,16 @@ class DrainNode(WirePart, frozen=True):
     node_id: int
     deadline_s: float
     reason: str
+
+
+class JobCode(WirePart, frozen=True):
+    """The answer to the question ``job_code``, whose body is a job's number."""
+
+    name: str
+    #: As in ``Hello``.
+    on_changed_code: str
+    #: As in ``Welcome``.
+    versions: list[tuple[str, bytes]]
 
 
 class AskStore(WireMessage, frozen=True, tag=91):
@@ -407,4 +418,5 @@ FromStore = (
 )  # fmt: skip
 
 to_store_decoder: Final = msgspec.msgpack.Decoder(ToStore)
+code_decoder: Final = msgspec.msgpack.Decoder(JobCode)
 from_store_decoder: Final = msgspec.msgpack.Decoder(FromStore)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow._arguments import NO_ARGUMENTS, pack_arguments, unpack_arguments
-from regrow._functions import define, fingerprint, identity, load
+from regrow._fingerprints import fingerprint
+from regrow._functions import define, identity, load
 from regrow._refs import ObjectRef, RefTable
 from regrow.config import ARGUMENT_MAX
 from regrow.objectstore.serialization import SerializedObject
@@ -115,3 +116,13 @@ def test_functions_load_again_and_say_why_they_cannot_be_sent() -> None:
     assert load(define(maker("x")))() == "x"
     with pytest.raises(TypeError, match=r"made cannot be sent to a worker: .*lock"):
         define(maker(threading.Lock()))
+
+
+def test_a_fingerprint_tells_modules_apart() -> None:
+    def made(module: str) -> Any:
+        names: dict[str, Any] = {"__name__": module}
+        exec("def f(x):\n    return x + 1\n", names)
+        return names["f"]
+
+    assert fingerprint(made("one")) == fingerprint(made("one"))
+    assert fingerprint(made("one")) != fingerprint(made("two"))
