@@ -64,6 +64,8 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
     patience_s: float = 60.0
     #: Work done again, as a multiple of what was lost and needed, at most; 0: not limited.
     amplification_max: float = 0.0
+    #: Seconds from a fault until what it hit has ended, at most; 0: not limited.
+    recovery_max_s: float = 0.0
     #: Variables for the cluster and the driver.
     environment: dict[str, str] = {}
     parameters: dict[str, Any] = {}

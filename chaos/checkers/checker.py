@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from regrow.chaos.checkers.logbook import Logbook, from_postgres
 from regrow.chaos.history import History
 from regrow.chaos.scenario import Scenario
 from regrow.chaos.workloads.workload import Workload
@@ -38,6 +39,14 @@ class Evidence(msgspec.Struct):
     left_behind: list[str] = []
     #: Lines of the daemons' logs that tell of an error nobody expected.
     log_errors: list[str] = []
+    #: Read once; see ``logbook``.
+    log: Logbook | None = None
+
+    def logbook(self) -> Logbook:
+        """The log as rows."""
+        if self.log is None:
+            self.log = from_postgres(self.rows)
+        return self.log
 
 
 class Checker:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from regrow.chaos.checkers.checker import Checker, Evidence
 from regrow.chaos.driver import DONE
-from regrow.chaos.history import Kind
+from regrow.chaos.history import Kind, recovery_times
 
 
 class EverythingEnds(Checker):
@@ -95,3 +95,22 @@ class FaultsFired(Checker):
         fired = {fault.name for fault in evidence.history.faults()}
         planned = dict.fromkeys(plan.name for plan in evidence.scenario.nemesis)
         return [f"{name} never fired" for name in planned if name not in fired]
+
+
+class Recovery(Checker):
+    """What was under way when a fault struck ended in time."""
+
+    name: ClassVar[str] = "recovery"
+    claim: ClassVar[str] = "after each fault, what it hit went on in time"
+
+    def check(self, evidence: Evidence) -> list[str]:
+        most = evidence.scenario.recovery_max_s
+        if not most:
+            return []
+        history = evidence.history
+        times = recovery_times(history.faults(), history.operations())
+        return [
+            f"a recovery took {seconds:.1f} s, at most {most:g} s are expected"
+            for seconds in times
+            if seconds > most
+        ]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 
 import regrow as ray
-from regrow.chaos.workloads.workload import OPERATION_S, Client, Workload
+from regrow.chaos.workloads.workload import Client, Workload
 
 
 class Counter:
@@ -49,7 +49,7 @@ class CounterWorkload(Workload):
         """Make the counters."""
         actor = ray.remote(max_restarts=-1, checkpoint_every=self.parameters.checkpoint_every)
         self._counters: list[Any] = [
-            actor(Counter).remote() for _ in range(self.parameters.counters)
+            client.call(actor(Counter)) for _ in range(self.parameters.counters)
         ]
 
     def run_client(self, client: Client) -> None:
@@ -58,11 +58,11 @@ class CounterWorkload(Workload):
             which = self.random(client.number, number).randrange(len(self._counters))
             token = f"{client.number}.{number}"
             with client.operation("increment", [which, token]) as pending:
-                ref = self._counters[which].increment.remote(token)
-                pending.ok(ray.get(ref, timeout=OPERATION_S))
+                ref = client.call(self._counters[which].increment, token)
+                pending.ok(client.get(ref))
 
     def finish(self, client: Client) -> None:
         """Read what they have counted."""
         for which, counter in enumerate(self._counters):
             with client.operation("read", which) as pending:
-                pending.ok(ray.get(counter.read.remote(), timeout=OPERATION_S))
+                pending.ok(client.get(client.call(counter.read)))

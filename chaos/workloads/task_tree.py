@@ -70,8 +70,8 @@ class TaskTreeWorkload(Workload):
         for number in client.rounds():
             root = self.random(client.number, number).randrange(MODULUS)
             with client.operation("tree", root) as pending:
-                ref = branch.remote(root, given.depth, given.fan_out, given.elements)
-                array = ray.get(ref, timeout=OPERATION_S)
+                ref = client.call(branch, root, given.depth, given.fan_out, given.elements)
+                array = client.get(ref)
                 assert (array == array[0]).all(), "all elements are the same"
                 pending.ok(int(array[0]))
 

@@ -7,14 +7,15 @@ how it travels; where an actor lives and in which order its calls run is its nod
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, Unpack
 
 import msgspec
 
 from regrow._client import Call, Client, current
 from regrow._context import ActorExit
-from regrow._detached import create_detached, runs_again
+from regrow._detached import NameTakenError, create_detached, runs_again
 from regrow._functions import define, identity
 from regrow._options import (
     ACTOR_OPTIONS,
@@ -50,6 +51,9 @@ _RECOVERABLE = ""
 _BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__", "__regrow_checkpoint__")
 #: A definition that names a class without carrying it, for calls.
 _NO_CODE = b""
+#: So long somebody who makes a detached actor may take to name it; then it is the one who fails.
+NAMING_S: Final = 30.0
+NAMING_POLL_S: Final = 0.02
 #: A method of which its class says nothing.
 _UNKNOWN = Method()
 
@@ -129,16 +133,23 @@ class ActorClass(Generic[C]):
             [created] = maker.call(call, args, kwargs, reserve if options.name else None)
             return created
 
-        try:
-            if options.detached:
-                created = create_detached(client, f"{namespace}/{options.name}", create)
-            else:
-                created = create(client)
-        except ValueError:
-            # Somebody was faster, or this code runs again.
-            if options.get_if_exists or (options.detached and runs_again(client)):
-                return get_actor(options.name, namespace)
-            raise
+        deadline = time.monotonic() + NAMING_S
+        while True:
+            try:
+                if options.detached:
+                    created = create_detached(client, f"{namespace}/{options.name}", create)
+                else:
+                    created = create(client)
+                break
+            except ValueError as error:
+                # Somebody was faster, or this code runs again.
+                found = _named(options.name, namespace)
+                if found is not None and _may_be_found(options, client):
+                    return found
+                ended = found is not None or time.monotonic() > deadline
+                if ended or not isinstance(error, NameTakenError):
+                    raise
+                time.sleep(NAMING_POLL_S)  # its maker has yet to name it, or dies before
         return ActorHandle(created, definition.function_id, self.__qualname__, methods)
 
 
@@ -263,6 +274,18 @@ def method(*, num_returns: int = 1) -> Callable[[Callable[..., Any]], Callable[.
         return function
 
     return mark
+
+
+def _may_be_found(options: Options, client: Client) -> bool:
+    """Whether an actor that has the name is as good as a new one."""
+    return options.get_if_exists or (options.detached and runs_again(client))
+
+
+def _named(name: str | None, namespace: str) -> ActorHandle[Any] | None:
+    try:
+        return get_actor(name, namespace) if name else None
+    except ValueError:
+        return None
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:

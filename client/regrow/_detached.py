@@ -17,12 +17,16 @@ from regrow.messages import Bye
 JOB: Final = "actor:"
 
 
+class NameTakenError(ValueError):
+    """A detached actor has the name, or somebody is just about to make one."""
+
+
 def create_detached(
     client: Client, place: str, create: Callable[[Client], ObjectRef[Any]]
 ) -> ObjectRef[Any]:
     """``create(maker)`` in a job named by ``place``, "NAMESPACE/NAME"; the actor's object.
 
-    Raises ValueError if an actor has the name, and what ``create`` raises.
+    Raises NameTakenError if an actor has the name, and what ``create`` raises.
     """
     from regrow._driver import Driver
 
@@ -42,7 +46,7 @@ def create_detached(
         )  # fmt: skip
     except JobAlreadyRunningError:
         namespace, _, name = place.partition("/")
-        raise ValueError(
+        raise NameTakenError(
             f"the name {name!r} is taken in namespace {namespace!r} by a detached actor; choose "
             "another, or get that one with get_actor"
         ) from None

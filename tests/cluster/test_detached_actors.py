@@ -6,8 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -135,3 +139,55 @@ def test_it_needs_a_name() -> None:
 
     with pytest.raises(ValueError, match="needs a name"):
         ray.remote(lifetime="detached")(Nameless)
+
+
+@pytest.mark.parametrize("get_if_exists", [True, False])
+def test_who_comes_while_a_detached_actor_is_made_finds_it(
+    regrow_session: Any, monkeypatch: pytest.MonkeyPatch, get_if_exists: bool
+) -> None:
+    """Its maker has opened its job, and has not named it yet."""
+    import regrow._actor as module
+
+    class Named:
+        def __init__(self, maker: int) -> None:
+            self.maker = maker
+
+        def who(self) -> int:
+            return self.maker
+
+    create_detached = module.create_detached
+    opened, waiting = threading.Event(), threading.Event()
+
+    def slowly(client: Any, place: str, create: Callable[[Any], Any]) -> Any:
+        def when_the_other_waits(maker: Any) -> Any:
+            opened.set()
+            assert waiting.wait(TIMEOUT_S)
+            return create(maker)
+
+        return create_detached(client, place, when_the_other_waits)
+
+    def then_wait(seconds: float) -> None:
+        waiting.set()
+        time.sleep(seconds)
+
+    actor = regrow_session.remote(Named).options(name="one", lifetime="detached")
+    monkeypatch.setattr(module, "create_detached", slowly)
+    makers: list[Any] = []
+    first = threading.Thread(target=lambda: makers.append(actor.remote(1)))
+    first.start()
+    assert opened.wait(TIMEOUT_S)
+    monkeypatch.setattr(module, "create_detached", create_detached)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=then_wait))
+    try:
+        if get_if_exists:
+            found = actor.options(get_if_exists=True).remote(2)
+        else:
+            with pytest.raises(ValueError, match="is taken"):
+                actor.remote(2)
+            found = regrow_session.get_actor("one")
+    finally:
+        waiting.set()
+        first.join()
+    assert makers == [found]
+    assert regrow_session.get(found.who.remote(), timeout=TIMEOUT_S) == 1
+    regrow_session.kill(found)
