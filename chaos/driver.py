@@ -11,6 +11,7 @@ import faulthandler
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def main(path: str) -> int:
         workload = WORKLOADS[spec.workload].made_from(spec.parameters, spec.seed, spec.clients)
         setting_up = Client(recorder, f"driver{spec.life}", 0, spec)
         workload.set_up(setting_up)
+        if spec.life == 1:
+            spec.ends_at_s = time.monotonic() + spec.duration_s
         recorder.note(READY, spec.life)
         raised = _run_clients(workload, recorder, spec)
         recorder.note(CALM, spec.life)

@@ -34,7 +34,9 @@ POLL_S: Final = 0.02
 REST_S: Final = 30.0
 GONE_S: Final = 10.0
 #: What a node's stats have to be at rest: nothing.
-RESTING: Final = ("arena_used", "spill_used", "copies", "pinned", "objects", "tasks")
+RESTING: Final = (
+    "arena_used", "spill_used", "copies", "pinned", "objects", "tasks", "actors", "claimed",
+)  # fmt: skip
 #: Lines of logs that tell of a failure of a daemon itself, not of what it met.
 TRACEBACK: Final = re.compile(r"^Traceback \(most recent call|^AssertionError|^\S*Error: ")
 
@@ -122,12 +124,12 @@ class Run:
         scenario = self._scenario
         spec = DriverSpec(
             str(stage.home), scenario.workload, scenario.parameters, self._seed, scenario.clients,
-            str(self._path), time.monotonic() + scenario.duration_s,
+            str(self._path), 0.0, scenario.duration_s,
             job="chaos" if self._strikes.kill_driver else "",
         )  # fmt: skip
-        # The clients' time begins now; the faults' when the driver is ready.
         stage.start_driver(spec)
         wait_until(lambda: self._noted(READY), READY_S, lambda: _check_driver(stage))
+        spec.ends_at_s = time.monotonic() + scenario.duration_s  # for drivers that are run again
 
     def _safety(self, stage: Stage, follower: Follower) -> None:
         """Faults strike until the time is up; then all is healed."""

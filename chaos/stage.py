@@ -48,8 +48,10 @@ class DriverSpec(msgspec.Struct):
     seed: int
     clients: int
     history: str
-    #: On the machine's monotonic clock: when the clients stop.
+    #: On the machine's monotonic clock: when the clients stop. Of the first driver it is so long
+    #: after it was ready.
     ends_at_s: float
+    duration_s: float
     #: Of a named job, which is resumed; "": none.
     job: str = ""
     #: Counts the drivers of a run.

@@ -45,6 +45,11 @@ class Ledger:
         #: GPUs by number: how much of each is free.
         self._gpus = [RESOURCE_UNIT] * (total.get("GPU", 0) // RESOURCE_UNIT)
 
+    @property
+    def claimed(self) -> int:
+        """By how much what is available differs from the total, of all resources together."""
+        return sum(abs(amount - self.available.get(name, 0)) for name, amount in self.total.items())
+
     def fits(self, shape: Shape) -> bool:
         """Whether the shape can be acquired now."""
         available = self.available

@@ -151,6 +151,7 @@ class Questions:
             "tasks": len(core.tasks.tasks),
             "actors": len(core.actors.table),
             "workers": len(core.pool.workers),
+            "claimed": core.ledger.claimed,
         }
 
     def _sum(self, which: str) -> Resources:

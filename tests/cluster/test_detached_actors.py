@@ -147,6 +147,7 @@ def test_who_comes_while_a_detached_actor_is_made_finds_it(
 ) -> None:
     """Its maker has opened its job, and has not named it yet."""
     import regrow._actor as module
+    from regrow._detached import create_detached
 
     class Named:
         def __init__(self, maker: int) -> None:
@@ -155,7 +156,6 @@ def test_who_comes_while_a_detached_actor_is_made_finds_it(
         def who(self) -> int:
             return self.maker
 
-    create_detached = module.create_detached
     opened, waiting = threading.Event(), threading.Event()
 
     def slowly(client: Any, place: str, create: Callable[[Any], Any]) -> Any:
