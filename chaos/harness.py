@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -84,7 +85,9 @@ class Run:
         try:
             self._run()
         except (OSError, RuntimeError, AssertionError, psycopg.Error, RayError) as error:
-            self._result.broken = f"{type(error).__name__}: {error}"
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.name}, line {frame.lineno} of {Path(frame.filename).name}"
+            self._result.broken = f"{type(error).__name__}: {error} ({place})"
             self._watch("broken", self._result.broken)
             if self._path.exists():
                 figures.collect_history(self._result, History.read(self._path))
