@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import psycopg
 import pytest
 
@@ -159,6 +160,47 @@ def test_a_crashed_worker_costs_an_attempt(regrow_session: Any, tmp_path: Path) 
     with pytest.raises(WorkerCrashedError, match="max_retries=1"):
         ray.get(crash_always.remote(str(tmp_path / "always")), timeout=60)
     assert (tmp_path / "always").read_text() == "xx"
+
+
+def fork_server(node: Node) -> psutil.Process:
+    """The process of a node that makes its workers."""
+    [found] = psutil.Process(node.pid).children()
+    assert "regrow._forkserver" in found.cmdline()
+    return found
+
+
+def test_a_node_whose_fork_server_dies_starts_another(tmp_path: Path) -> None:
+    """Its workers die with it: what they ran runs again, and actors are restored."""
+
+    @ray.remote
+    def wait_for(path: Path, began: Path) -> int:
+        began.touch()
+        wait_until(path.exists, "the file", 60)
+        return os.getpid()
+
+    class Counter:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def more(self) -> int:
+            self.count += 1
+            return self.count
+
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as cluster:
+        cluster.connect()
+        assert cluster.head_node is not None
+        counter = ray.remote(max_restarts=-1)(Counter).remote()
+        assert ray.get(counter.more.remote(), timeout=60) == 1
+        for turn in range(3):
+            path, began = tmp_path / f"go-{turn}", tmp_path / f"began-{turn}"
+            waiting = wait_for.remote(path, began)
+            wait_until(began.exists, "the task runs")
+            killed = fork_server(cluster.head_node)
+            killed.kill()
+            wait_until(lambda: not killed.is_running(), "it is gone")  # noqa: B023 (called here)
+            path.touch()
+            assert ray.get(waiting, timeout=60)
+            assert ray.get(counter.more.remote(), timeout=60) == turn + 2
 
 
 def test_a_deep_chain_comes_back() -> None:
