@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from typing import ClassVar
 
 import msgspec
@@ -27,6 +28,10 @@ class CrashPoint(Nemesis):
         #: A point to which nobody comes in so many seconds is given up.
         patience_s: float = 2.0
 
+    def __init__(self, options: dict[str, object]) -> None:
+        super().__init__(options)
+        self._fired: Counter[str] = Counter()
+
     def _points(self) -> list[str]:
         wanted = tuple(self.options.points)
         found = [point for point in CRASH_POINTS if not wanted or point.startswith(wanted)]
@@ -41,9 +46,10 @@ class CrashPoint(Nemesis):
         self._points()
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
-        """Arm one point after the other, in an order that is drawn, until somebody has died."""
-        points = self._points()
-        for point in rng.sample(points, len(points)):
+        """Arm one point after the other until somebody has died, first those at which the fewest
+        have, among these in an order that is drawn."""
+        points = rng.sample(self._points(), len(self._points()))
+        for point in sorted(points, key=self._fired.__getitem__):
             armed = stage.failpoints / "crash" / point
             armed.touch()
             deadline = time.monotonic() + self.options.patience_s
@@ -52,6 +58,7 @@ class CrashPoint(Nemesis):
             try:
                 armed.unlink()
             except FileNotFoundError:
+                self._fired[point] += 1
                 self.struck_s = time.monotonic()
                 return f"{point} ({self._victim(stage, point)})"
         return ""

@@ -20,7 +20,11 @@ def _folder(stage: Stage, place: Place) -> Path:
 
 
 class FilesDamaged(Nemesis):
-    """Some files of the storage, or of the nodes' spill folders, are not what was written."""
+    """Some files of the storage, or of the nodes' spill folders, are not what was written.
+
+    Files that are mapped in place of the arena (`regrow.objectstore.fallback`) are spared: they are
+    live memory, which nobody checks at each read.
+    """
 
     name: ClassVar[str] = "files_damaged"
 
@@ -34,7 +38,7 @@ class FilesDamaged(Nemesis):
     def inject(self, stage: Stage, rng: random.Random) -> str:
         folder = _folder(stage, self.options.place)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = [path for path in files if not path.name.startswith(".")]
+        files = [p for p in files if not p.name.startswith(".") and p.parent.name != "files"]
         if not files:
             return ""
         count = max(1, int(len(files) * self.options.share))
@@ -99,14 +103,16 @@ class StorageAway(Nemesis):
 
     def __init__(self, options: dict[str, object]) -> None:
         super().__init__(options)
-        self._moved: tuple[Path, Path] | None = None
+        #: Where it was, and where it is; None: it had not been made yet.
+        self._moved: tuple[Path, Path | None] | None = None
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
         folder = stage.storage()
-        if self._moved is not None or not folder.is_dir():
+        if self._moved is not None:
             return ""
-        aside = folder.with_name(f"{folder.name}-away")
-        folder.rename(aside)
+        aside = folder.with_name(f"{folder.name}-away") if folder.is_dir() else None
+        if aside is not None:
+            folder.rename(aside)
         folder.touch()  # a file in its place
         self._moved = folder, aside
         return str(folder.name)
@@ -116,4 +122,5 @@ class StorageAway(Nemesis):
             folder, aside = self._moved
             self._moved = None
             folder.unlink()
-            aside.rename(folder)
+            if aside is not None:
+                aside.rename(folder)

@@ -18,7 +18,8 @@ from regrow.chaos.workloads.workload import Client, Workload
 class Counter:
     """Counts, and remembers who made it count."""
 
-    def __init__(self) -> None:
+    def __init__(self, ballast: int = 0) -> None:
+        self.ballast = bytes(ballast)
         self.count = 0
         self.tokens: list[str] = []
 
@@ -40,16 +41,21 @@ class CounterWorkload(Workload):
     checkers: ClassVar[tuple[str, ...]] = ("counters",)
 
     class Parameters(msgspec.Struct, forbid_unknown_fields=True):
-        """How many counters, and after how many calls the state of each is saved."""
+        """How many counters, and after how many calls the state of each is saved.
+
+        A state with ``ballast`` (bytes) is too large for the log, and goes to storage.
+        """
 
         counters: int = 2
         checkpoint_every: int = 20
+        ballast: int = 0
 
     def set_up(self, client: Client) -> None:
         """Make the counters."""
         actor = ray.remote(max_restarts=-1, checkpoint_every=self.parameters.checkpoint_every)
         self._counters: list[Any] = [
-            client.call(actor(Counter)) for _ in range(self.parameters.counters)
+            client.call(actor(Counter), self.parameters.ballast)
+            for _ in range(self.parameters.counters)
         ]
 
     def run_client(self, client: Client) -> None:
