@@ -5,12 +5,15 @@
 #   make lint    ruff and import-linter          make types   mypy, strict
 #   make bench   the benchmark (beside Ray where Ray is installed)
 #   make sim     10,000 seeds of the simulator
+#   make chaos   every scenario on real processes, over several seeds (at most 30 minutes)
+#   make chaos-sample   three of them (under 5 minutes)
+#   make chaos-soak     until each fault has fired 20 times
 #
 # Arguments for the program behind a target: make test ARGS="-k lease"
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench sim clean
+.PHONY: help venv demo test lint types bench sim chaos chaos-sample chaos-soak clean
 
 # The first of these that really runs, is new enough and can make virtual environments. A version
 # manager's shim may be on PATH and yet refuse to run, so each is tried.
@@ -67,5 +70,15 @@ bench: venv
 sim: venv
 	$(VENV)/bin/regrow chaos simulate --seeds 10000 $(ARGS)
 
+# Every scenario with one seed, then with the next as long as there is time.
+chaos: venv
+	$(VENV)/bin/regrow chaos run --all --seeds 3 --limit 27 --report chaos-report $(ARGS)
+
+chaos-sample: venv
+	$(VENV)/bin/regrow chaos run node_crash counters power_cut --duration 12 --limit 4 $(ARGS)
+
+chaos-soak: venv
+	$(VENV)/bin/regrow chaos run --all --until-fired 20 --report chaos-report $(ARGS)
+
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) chaos-report dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ resumes its job if it has one. Decides nothing: what the operations are is the w
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -31,14 +32,11 @@ def main(path: str) -> int:
 
     faulthandler.register(signal.SIGUSR1)
     spec = msgspec.json.decode(Path(path).read_bytes(), type=DriverSpec)
+    os.environ["REGROW_ADDRESS"] = spec.home
     with Recorder(Path(spec.history)) as recorder:
-        ray.init(
-            address=spec.home,
-            job=spec.job or None,
-            logging_level="WARNING",
-            log_to_driver=False,
-        )
         workload = WORKLOADS[spec.workload].made_from(spec.parameters, spec.seed, spec.clients)
+        if workload.joins:
+            ray.init(job=spec.job or None, logging_level="WARNING", log_to_driver=False)
         setting_up = Client(recorder, f"driver{spec.life}", 0, spec)
         workload.set_up(setting_up)
         if spec.life == 1:
@@ -49,7 +47,8 @@ def main(path: str) -> int:
         if not raised:
             workload.finish(setting_up)
         recorder.note(DONE, spec.life)
-        ray.shutdown()
+        if workload.joins:
+            ray.shutdown()
     return 1 if raised else 0
 
 

@@ -131,8 +131,15 @@ class Run:
             job="chaos" if self._strikes.kill_driver else "",
         )  # fmt: skip
         stage.start_driver(spec)
-        wait_until(lambda: self._noted(READY), READY_S, lambda: _check_driver(stage))
+        wait_until(lambda: self._noted(READY), READY_S, lambda: self._check_driver(stage))
         spec.ends_at_s = time.monotonic() + scenario.duration_s  # for drivers that are run again
+
+    def _check_driver(self, stage: Stage) -> None:
+        if not stage.driver_runs() and not self._noted(READY):
+            raise RuntimeError(
+                f"the driver ended before it was ready; see {stage.folder}/driver-1.log: "
+                + stage.driver_said()
+            )
 
     def _safety(self, stage: Stage, follower: Follower) -> None:
         """Faults strike until the time is up; then all is healed."""
@@ -221,11 +228,3 @@ def _held_by(stage: Stage, node: Node) -> dict[str, int]:
     except OSError:  # also ClusterConnectionError
         return {"answer missing": 1}
     return {what: stats[what] for what in RESTING}
-
-
-def _check_driver(stage: Stage) -> None:
-    if not stage.driver_runs():
-        raise RuntimeError(
-            f"the driver ended before it was ready; see {stage.folder}/driver-1.log: "
-            + stage.driver_said()
-        )

@@ -24,15 +24,17 @@ class ScenarioError(ValueError):
 class NemesisPlan(msgspec.Struct, forbid_unknown_fields=True):
     """A fault and when it strikes: about every ``every_s`` seconds, drawn from the seed."""
 
+    #: Which fault; see below.
     name: str
+    #: Between strikes, from half of that to half as much again.
     every_s: float = 4.0
-    #: Before that nothing happens. None: half of ``every_s``.
+    #: About when it strikes first; none: after half of ``every_s``.
     first_s: float | None = None
     #: So long until it is healed.
     heal_after_s: float = 1.0
     #: So many at most.
     most: int = 1_000_000
-    #: What is particular to it.
+    #: What is particular to the fault.
     options: dict[str, Any] = {}
 
 
@@ -41,9 +43,13 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
 
     #: One sentence for people.
     title: str
+    #: What runs meanwhile; see below.
     workload: str
+    #: For reports; by default that of the file.
     name: str = ""
+    #: Faults strike, and clients begin operations, for so many seconds.
     duration_s: float = 20.0
+    #: Of the cluster; those that are killed are replaced.
     nodes: int = 3
     #: CPUs of each node.
     cpus: float = 2.0
@@ -68,7 +74,9 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True):
     recovery_max_s: float = 0.0
     #: Variables for the cluster and the driver.
     environment: dict[str, str] = {}
+    #: What is particular to the workload.
     parameters: dict[str, Any] = {}
+    #: The faults, each a table of its own.
     nemesis: list[NemesisPlan] = []
     #: Besides those of the workload and those that always look.
     checkers: list[str] = []

@@ -29,6 +29,7 @@ from regrow.chaos.checkers.operations import (
     Progress,
     Recovery,
 )
+from regrow.chaos.checkers.program import ProgramOutputs
 from regrow.chaos.checkers.programs import Bank, NotAgain, OneWinner, Stable
 from regrow.chaos.checkers.queue import TotalQueue
 
@@ -63,6 +64,7 @@ _ALL: Final[tuple[type[Checker], ...]] = (
     NoFalseDeaths,
     NotAgain,
     OneWinner,
+    ProgramOutputs,
     Stable,
 )
 

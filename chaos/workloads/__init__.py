@@ -16,6 +16,7 @@ from regrow.chaos.workloads.names import NamesWorkload
 from regrow.chaos.workloads.nightly import NightlyWorkload
 from regrow.chaos.workloads.parameter_server import ParameterServerWorkload
 from regrow.chaos.workloads.poison import PoisonWorkload
+from regrow.chaos.workloads.program import ProgramWorkload
 from regrow.chaos.workloads.puts import PutsWorkload
 from regrow.chaos.workloads.random_programs import RandomProgramsWorkload
 from regrow.chaos.workloads.registers import RegistersWorkload
@@ -36,6 +37,7 @@ _ALL: Final[tuple[type[Workload], ...]] = (
     NightlyWorkload,
     ParameterServerWorkload,
     PoisonWorkload,
+    ProgramWorkload,
     PutsWorkload,
     RandomProgramsWorkload,
     RegistersWorkload,

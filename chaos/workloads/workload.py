@@ -109,6 +109,8 @@ class Workload:
     nondeterministic: ClassVar[frozenset[str]] = frozenset()
     #: Of the objects that `linearizable` looks at.
     model: ClassVar[str] = ""
+    #: Whether its driver joins the cluster before it begins.
+    joins: ClassVar[bool] = True
     #: Whether its driver may be killed: it has a job of a name then, and is run again.
     resumable: ClassVar[bool] = True
 

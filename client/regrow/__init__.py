@@ -4,6 +4,8 @@
 
 Names are loaded when they are first used, so that the vocabulary (``regrow.messages`` and its like)
 can be imported by daemons without the client.
+
+PYTEST_DONT_REWRITE: a program may import this before it calls pytest, which would warn of that.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 app = typer.Typer(
     name="regrow",
@@ -532,12 +533,30 @@ def simulate(
     raise typer.Exit(_cli_chaos.simulate(range(start, start + seeds), mutant, jobs))
 
 
-@chaos.command("run")
+class _WithProgram(typer.core.TyperCommand):
+    """A command after whose options `--` may follow with another program's command line."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Keep that line, untouched, for the function."""
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj = args[place + 1 :]
+            args = args[:place]
+        return super().parse_args(ctx, args)
+
+
+@chaos.command("run", cls=_WithProgram)
 def chaos_run(
+    context: typer.Context,
     scenarios: Annotated[
-        list[str],
-        typer.Argument(metavar="SCENARIO...", help="Names of `regrow chaos scenarios`, or files."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[SCENARIO...]", help="Names of `regrow chaos scenarios`, or files."
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All scenarios that come with regrow.")
+    ] = False,
     seed: Annotated[
         int, typer.Option(metavar="N", help="What is drawn at random follows from it.")
     ] = 0,
@@ -545,7 +564,8 @@ def chaos_run(
         int, typer.Option(min=1, metavar="N", help="Run each with so many seeds, from --seed on.")
     ] = 1,
     duration: Annotated[
-        float | None, typer.Option(metavar="S", help="Faults strike for so many seconds.")
+        float | None,
+        typer.Option(min=0.1, metavar="S", help="Faults strike for so many seconds."),
     ] = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Nodes of the cluster.")
@@ -553,20 +573,75 @@ def chaos_run(
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep reports, history and logs there.")
     ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MIN", help="Begin no further run after so many minutes."),
+    ] = None,
+    until_fired: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Go on until each fault has fired so often."),
+    ] = None,
+    kill: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FAULT",
+            help="For a program: worker, node (the default), gcs, postgres, driver, everything, or "
+            "any nemesis; may be given several times.",
+        ),
+    ] = None,
+    every: Annotated[
+        float | None, typer.Option(metavar="S", help="For a program: about how often (3).")
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="For a program: a file or folder that it makes, which is compared; by default "
+            "those of its arguments that it wrote, else what it printed.",
+        ),
+    ] = None,
+    checker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="For a program: compares {expected} with {actual}; exit status 0 if they agree.",
+        ),
+    ] = None,
 ) -> None:
     """Put a cluster of real processes under the faults of a scenario, and check what came of it.
 
-    The cluster is a private one on this machine. Exit status 1 if a check failed.
+    With `--` and a command, that is a program of your own: it is run without faults, then with, and
+    what it makes is compared. It finds its cluster when it calls regrow.init(). The cluster is a
+    private one on this machine. Exit status 1 if a check failed.
 
     \b
     Examples:
       regrow chaos run node_crash
       regrow chaos run counters --seed 7 --duration 60 --nodes 4 --report out
       regrow chaos run ./my_scenario.toml --seeds 5
+      regrow chaos run --kill node --every 3 -- python my_pipeline.py --out result.parquet
     """
-    from regrow import _cli_chaos_run
+    command: list[str] | None = context.obj
+    for_programs = [kill, every, output, checker]
+    if command is None and any(option is not None for option in for_programs):
+        raise typer.BadParameter("--kill, --every, --output and --checker are for a program")
+    if command is not None and (not command or scenarios or everything or limit or until_fired):
+        raise typer.BadParameter("a program after -- is in place of scenarios, --all, --limit")
+    if command is None and bool(scenarios) == everything:
+        raise typer.BadParameter("name scenarios, or give --all, or -- and a program")
+    from regrow import _cli_chaos_run as chaos_runs
 
-    raise typer.Exit(_cli_chaos_run.run_scenarios(scenarios, seed, seeds, duration, nodes, report))
+    if command is not None:
+        from regrow.chaos.program import Program
+
+        wanted = Program(
+            command, tuple(kill or ["node"]), 3.0 if every is None else every, nodes or 3, duration,
+            output or [], checker or "",
+        )  # fmt: skip
+        raise typer.Exit(chaos_runs.run_program(wanted, seed, seeds, report))
+    names = scenarios or chaos_runs.names()
+    plan = chaos_runs.Plan(names, seed, seeds, duration, nodes, report, limit, until_fired)
+    raise typer.Exit(chaos_runs.run_scenarios(plan))
 
 
 @chaos.command("scenarios")

@@ -139,7 +139,7 @@ def test_commands_that_are_not_run_exist(page: Path) -> None:
             elif program == "regrow":
                 if "--" in words:
                     words = words[: words.index("--")]
-                named = words[: 2 if words[0] in ("job", "db") else 1]
+                named = words[: 2 if words[0] in ("job", "db", "chaos") else 1]
                 arguments = [str(Path(sys.executable).parent / "regrow"), *named, "--help"]
                 usage = shell(arguments, {**os.environ, "COLUMNS": "200"}, where)
                 for option in (word.partition("=")[0] for word in words if word.startswith("--")):
