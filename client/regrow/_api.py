@@ -31,6 +31,7 @@ from regrow import _client
 from regrow._actor import ActorClass, ActorHandle
 from regrow._client import Client
 from regrow._options import RemoteOptions, TaskOptions, check_durability, check_node
+from regrow._program_end import UNKNOWN, ProgramEnd, is_failing
 from regrow._refs import ObjectRef, set_table
 from regrow._remote import RemoteFunction
 from regrow._resuming import POLICIES
@@ -272,8 +273,20 @@ def is_initialized() -> bool:
     return _client.connected() is not None
 
 
+def _has_failed(client: Client) -> bool:
+    """Whether the program, which ends, did not end well."""
+    ended_well = _end.status()
+    if ended_well is None and client.job_name:
+        print(UNKNOWN.format(client.job_name), file=sys.stderr)
+    return not ended_well
+
+
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Leave the cluster; one that ``init`` started ends with its last driver."""
+    """Leave the cluster; one that ``init`` started ends with its last driver.
+
+    A named job's run is over then; but if an exception is being handled, or on its way, the job
+    did not end well, and can be resumed.
+    """
     global _session
     with _state_lock:
         client = _client.connected()
@@ -282,7 +295,7 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
             return
         _client.set_current(None)
         set_table(None)
-        failed = _exiting_interpreter and hasattr(sys, "last_value") and not hasattr(sys, "ps1")
+        failed = _has_failed(client) if _exiting_interpreter else is_failing()
         try:
             if session is not None:
                 session.release()
@@ -302,6 +315,8 @@ def _forked() -> None:
         set_table(None)
 
 
+_end = ProgramEnd()
+_end.watch()
 atexit.register(shutdown, True)
 os.register_at_fork(after_in_child=_forked)
 _client.set_start(_init_by_default)

@@ -94,6 +94,9 @@ class Call(Struct, frozen=True):
 class Client:
     """See the module. ``role`` is "driver" or "worker"."""
 
+    #: Of the driver of a named job.
+    job_name = ""
+
     def __init__(
         self, connection: Connection, role: str, durability: str, memory: Memory | None = None,
         last_words: LastWords | None = None,

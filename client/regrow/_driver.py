@@ -61,7 +61,7 @@ class Driver(Client):
         self._durability = durability
         self._local_sockets = local_sockets
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._job_name, self._takeover, self._detached = job, takeover, detached
+        self.job_name, self._takeover, self._detached = job, takeover, detached
         self._on_changed_code = on_changed_code
         self.number = 0
         connection = Connection(path, self._hello(0))
@@ -94,7 +94,7 @@ class Driver(Client):
         return Hello(
             PROTOCOL_VERSION, self._token, "driver", os.getpid(), job, self._durability,
             self._entrypoint,
-            self._job_name, self._takeover, self.number, runtime(),
+            self.job_name, self._takeover, self.number, runtime(),
             self._detached, self._on_changed_code,
         )  # fmt: skip
 

@@ -246,3 +246,32 @@ def test_bad_arguments_are_told(home: Path, tmp_path: Path, arguments: str, word
     _, error = process.communicate(timeout=TIMEOUT_S)
     assert "ValueError" in error
     assert words in error
+
+
+ENDING = """
+    @ray.remote
+    def f():
+        with open(os.environ["TRACE"], "a") as file: file.write("f\\n")
+    ray.init(job="nightly", num_cpus=1, logging_level="ERROR")
+    ray.get(f.remote())
+    how = sys.argv[1]
+    if how == "shutdown":
+        try: raise ValueError
+        finally: ray.shutdown()
+    if how == "raise": raise SystemExit(0)
+    if how != "end": sys.exit(int(how))
+"""
+
+
+def test_a_run_is_over_only_if_its_program_ended_well(
+    home: Path, tmp_path: Path, database_url: str
+) -> None:
+    program, trace = written(tmp_path, ENDING), tmp_path / "trace"
+    settings: dict[str, Any] = {"TRACE": str(trace), "REGROW_POSTGRES": database_url}
+    for how, code in (("1", 1), ("shutdown", 1), ("raise", 0), ("0", 0)):
+        run(program, how, code=code, **settings)
+        assert executions(trace) == {"f": 1}, f"what {how} left is found"
+    run(program, "end", **settings)
+    assert executions(trace) == {"f": 2}, "this is the next run"
+    ended = rows(database_url, "SELECT run, driver, status FROM regrow.jobs ORDER BY run")
+    assert ended == [(1, 4, "finished"), (2, 1, "finished")]
