@@ -17,7 +17,13 @@ from regrow.chaos.sim_reads import SimReads, digests
 from regrow.chaos.sim_tables import ActorEntry, JobEntry, NodeKey, NodeRow, RebuildRow, TaskRow
 from regrow.gcs import operations as ops
 from regrow.gcs.operations import Append, Operation, Result
-from regrow.gcs.store_values import ACTOR_LOST, CANCELLED, JOB_ENDED, NO_RESTART_LEFT
+from regrow.gcs.store_values import (
+    ACTOR_LOST,
+    CANCELLED,
+    JOB_ENDED,
+    NO_RESTART_LEFT,
+    STATE_LOST,
+)
 from regrow.ids import answers_object_id, driver_task_id
 from regrow.messages import (
     ACTOR_CALL,
@@ -34,6 +40,8 @@ from regrow.messages import (
 
 CLUSTER_ID: Final = b"simulated store."
 NO_STAMP: Final = 0
+#: Saved states that are kept of each actor.
+KEPT: Final = 2
 
 
 class SimStore(SimReads):
@@ -306,7 +314,10 @@ class SimStore(SimReads):
             self.discarded.put(key, job)
 
     def _is_history(self, row: TaskRow) -> bool:
-        """A method's exception, of an actor that comes back."""
+        """A method's exception, of an actor that comes back, or did so often enough that its
+        arguments are gone."""
+        if not row.spec:
+            return True
         actor = self.actors.get(row.header.actor_id)
         stays = actor is not None and actor.state != "dead" and bool(actor.max_restarts)
         return row.status == TASK_ERROR and row.header.kind == ACTOR_CALL and stays
@@ -427,7 +438,7 @@ class SimStore(SimReads):
         return ops.TaskRows(
             [
                 replace(state, content=keyed_content(self.tasks[state.task_id].spec)[1])
-                if state.task_id in op.keyed and state.known
+                if state.task_id in op.keyed and state.known and self.tasks[state.task_id].spec
                 else state
                 for state in states
             ]
@@ -454,7 +465,7 @@ class SimStore(SimReads):
                     elsewhere[task_id] = rebuild.holder[0]
                 else:
                     self.rebuilds.put(number, replace(rebuild, open=False))
-            if row is None or row.status != OK or task_id in elsewhere:
+            if row is None or row.status != OK or not row.spec or task_id in elsewhere:
                 continue
             ours = [r for _, r in runs if r.open and r.holder == op.holder]
             if not ours:
@@ -479,6 +490,9 @@ class SimStore(SimReads):
             return ops.ActorRestored(False, actor.job)
         saved = self.checkpoints.get(op.actor_id, {})
         after = max(saved, default=0)
+        if after < actor.trimmed_seq:
+            self.actors.put(op.actor_id, replace(actor, state="dead", error=STATE_LOST))
+            return ops.ActorRestored(False, actor.job, error=STATE_LOST)
         executed = sorted(
             (row.outcome.actor_seq, task_id)
             for task_id, row in self.tasks.items()
@@ -497,6 +511,38 @@ class SimStore(SimReads):
         return ops.ActorRestored(
             True, actor.job, held[0], held[1:], last, functions, state, after, custom
         )
+
+    def _trim_calls(self, op: ops.TrimCalls) -> ops.CallsTrimmed:
+        left = op.limit
+        for actor_id, actor in sorted(self.actors.items()):
+            last = self.trimmable(actor_id)
+            if actor.state == "dead" or last <= actor.trimmed_seq:
+                continue
+            if not left:
+                return ops.CallsTrimmed(True)
+            up_to = min(last, actor.trimmed_seq + left)
+            self._trim(actor_id, up_to)
+            left -= up_to - actor.trimmed_seq
+            if up_to < last:
+                return ops.CallsTrimmed(True)
+        return ops.CallsTrimmed(False)
+
+    def trimmable(self, actor_id: bytes) -> int:
+        """The last call that both kept states of this actor contain, if their bytes are safe."""
+        saved = self.checkpoints.get(actor_id, {})
+        puts = {oid: self.puts.get(oid) for oid, _ in saved.values()}
+        safe = all(
+            oid in self.stored or (put is not None and put.value.data is not None)
+            for oid, put in puts.items()
+        )
+        return min(saved) if len(saved) >= KEPT and safe else 0
+
+    def _trim(self, actor_id: bytes, up_to: int) -> None:
+        self.actors.put(actor_id, replace(self.actors[actor_id], trimmed_seq=up_to))
+        for task_id, row in list(self.tasks.items()):
+            of_actor = row.header.actor_id == actor_id and row.header.kind == ACTOR_CALL
+            if of_actor and row.outcome is not None and 0 < row.outcome.actor_seq <= up_to:
+                self.put_task(task_id, replace(row, spec=b""))
 
     def _open_rebuild(self, task_id: bytes, target: NodeKey) -> HeldTask:
         """Ours is opened, or is open; a dead node's is closed."""
@@ -543,4 +589,5 @@ _HANDLERS: Final[dict[type, Callable[[SimStore, Any], Result]]] = {
     ops.ReadLineage: SimStore._read_lineage,
     ops.GrantRebuilds: SimStore._grant_rebuilds,
     ops.RestoreActor: SimStore._restore_actor,
+    ops.TrimCalls: SimStore._trim_calls,
 }

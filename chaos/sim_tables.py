@@ -50,6 +50,7 @@ class JobEntry(_Row, frozen=True):
 
 class TaskRow(_Row, frozen=True):
     header: TaskHeader
+    #: Empty: trimmed.
     spec: bytes
     submitter: int
     holder: NodeKey
@@ -80,6 +81,8 @@ class ActorEntry(_Row, frozen=True):
     #: None before it started.
     max_restarts: int | None = None
     restarts: int = 0
+    #: The last of its calls whose arguments are gone.
+    trimmed_seq: int = 0
 
     @property
     def may_restart(self) -> bool:

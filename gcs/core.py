@@ -36,6 +36,7 @@ from regrow.gcs.membership import Membership, Node
 from regrow.gcs.operations import Lead, Leadership, NodeFenced
 from regrow.gcs.recovery import Recovery
 from regrow.gcs.restarts import Restarts
+from regrow.gcs.trimming import Trimming
 from regrow.messages import (
     ActorHere,
     AskStore,
@@ -102,6 +103,7 @@ class Core:
         self.jobs.restarting = self.restarts.lost
         self.jobs.sweep = self.fencing.sweep
         self.fencing.remind_restarts = self.restarts.remind
+        self.trimming = Trimming(context)
         self.inquiries = Inquiries(context, self.members)
         self.members.replace = self.fencing.replace
         self.members.joined = self._joined
@@ -169,6 +171,7 @@ class Core:
             self.directory.tick()
             self.jobs.tick()
             self.actors.tick()
+            self.trimming.tick()
 
     def _lead(self) -> None:
         """Acquires leadership or renews it, in good time."""

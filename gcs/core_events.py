@@ -29,6 +29,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     driver_grace_s: float = 10.0
     #: The cluster ends with its last job.
     ephemeral: bool = False
+    #: How often calls are looked for whose arguments may leave the log.
+    trim_every_s: float = 2.0
 
 
 class _Value(Struct, frozen=True, gc=False):

@@ -262,6 +262,21 @@ class ActorRestored(_Value, frozen=True):
     error: SystemFailure | None = None
 
 
+class TrimCalls(_Value, frozen=True):
+    """Takes the arguments of actors' calls out of the log that both of the saved states contain
+    which are kept of each actor, and whose bytes are safe. ``limit``: calls at most; more wait for
+    the next time. -> CallsTrimmed"""
+
+    epoch: int
+    limit: int
+
+
+class CallsTrimmed(_Value, frozen=True):
+    """``more``: there is something left."""
+
+    more: bool
+
+
 class Sweep(_Value, frozen=True):
     """Reassigns, like Fence, every unfinished task whose holder is not alive. -> NodeFenced"""
 
@@ -600,10 +615,11 @@ Operation = (
     | CreateJob | ResumeJob | ReadJobCode
     | ReadJob | ReadJobs | EndJob | EndIdleJobs | ReserveActorName | ReadActor | ReadFunctions
     | ReadTasks | ReadObjects | ReadLineage | GrantRebuilds | RestoreActor | ReadNodes | WriteEvent
-    | UpdateResources
+    | UpdateResources | TrimCalls
 )  # fmt: skip
 Result = (
     Leadership | NotLeader | NodeRegistered | Leases | NodeFenced | GivenRows | JobCreated
     | JobResumed | JobRow | JobRows | JobsEnded | Done | ActorRow | FunctionRows | TaskRows
     | JobCode | ObjectRows | Lineage | RebuildsGranted | NodeRows | ActorRestored
+    | CallsTrimmed
 )  # fmt: skip

@@ -73,6 +73,7 @@ _REPEATABLE: Final[dict[type, Handler]] = {
     ops.ReserveActorName: store_jobs.reserve_actor_name,
     ops.GrantRebuilds: store_recovery.grant_rebuilds,
     ops.RestoreActor: store_actors.restore_actor,
+    ops.TrimCalls: store_actors.trim_calls,
     ops.UpdateResources: store_nodes.update_resources,
     ops.NodeDrains: store_nodes.node_drains,
 }

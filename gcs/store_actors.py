@@ -1,17 +1,18 @@
-"""Giving an actor that restarts to a node, with all that it did, as a transaction on Postgres."""
+"""Giving an actor that restarts to a node, with all that it did since it was saved, and trimming
+what is not needed for that, as transactions on Postgres."""
 
 from __future__ import annotations
 
-from regrow.gcs.operations import ActorRestored, RestoreActor
+from regrow.gcs.operations import ActorRestored, CallsTrimmed, RestoreActor, TrimCalls
 from regrow.gcs.store_fencing import held_task
 from regrow.gcs.store_jobs import functions_of
 from regrow.gcs.store_recovery import answers_of, digests_of, further_returns
 from regrow.gcs.store_session import Connection, run
-from regrow.gcs.store_values import NO_RESTART_LEFT
-from regrow.messages import failure_decoder
+from regrow.gcs.store_values import NO_RESTART_LEFT, STATE_LOST
+from regrow.messages import encode, failure_decoder
 
 _ACTOR = """
-SELECT state, job, node_id, incarnation, error FROM regrow.actors
+SELECT state, job, node_id, incarnation, error, trimmed_seq FROM regrow.actors
 WHERE actor_id = :actor_id FOR UPDATE
 """
 #: Against its fencing, which locks the row for itself.
@@ -22,6 +23,10 @@ FOR SHARE
 _CHECKPOINT = """
 SELECT actor_seq, object_id, custom FROM regrow.checkpoints WHERE actor_id = :actor_id
 ORDER BY actor_seq DESC LIMIT 1
+"""
+_STATE_LOST = """
+UPDATE regrow.actors SET state = 'dead', died_at = regrow.now(), error = :error
+WHERE actor_id = :actor_id
 """
 _MOVE = """
 UPDATE regrow.actors SET node_id = :node_id, incarnation = :incarnation WHERE actor_id = :actor_id
@@ -73,6 +78,9 @@ def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
         return ActorRestored(False, actor.job)
     saved = run(connection, _CHECKPOINT, actor_id=op.actor_id)
     after = saved[0].actor_seq if saved else 0
+    if after < actor.trimmed_seq:
+        run(connection, _STATE_LOST, actor_id=op.actor_id, error=encode(STATE_LOST))
+        return ActorRestored(False, actor.job, error=STATE_LOST)
     which = {"actor_id": op.actor_id, "after": after}
     run(connection, _MOVE, actor_id=op.actor_id, **target)
     run(connection, _CLOSE, **which, **target)
@@ -100,3 +108,56 @@ def restore_actor(connection: Connection, op: RestoreActor) -> ActorRestored:
         after,
         bool(saved and saved[0].custom),
     )
+
+
+# --- trimming -------------------------------------------------------------------------------------
+
+#: Actors of which two states are kept, the older one after calls that are not trimmed.
+_TRIMMABLE = """
+SELECT a.actor_id FROM regrow.actors a JOIN regrow.checkpoints k USING (actor_id)
+WHERE a.state <> 'dead'
+GROUP BY a.actor_id, a.trimmed_seq
+HAVING count(*) >= 2 AND min(k.actor_seq) > a.trimmed_seq
+ORDER BY a.actor_id
+"""
+#: Locked in this order: the actor, as whoever restores it does; and its states, which a node that
+#: cannot read one takes back.
+_TRIMMED_SO_FAR = """
+SELECT trimmed_seq FROM regrow.actors WHERE actor_id = :actor_id AND state <> 'dead' FOR UPDATE
+"""
+_KEPT = """
+SELECT k.actor_seq, EXISTS (SELECT FROM regrow.stored_objects s WHERE s.object_id = k.object_id)
+    OR EXISTS (
+        SELECT FROM regrow.object_log o
+        WHERE o.object_id = k.object_id AND o.data IS NOT NULL) AS safe
+FROM regrow.checkpoints k WHERE k.actor_id = :actor_id ORDER BY k.actor_seq FOR SHARE OF k
+"""
+#: For whatever job it was called.
+_TRIM = """
+UPDATE regrow.task_log SET spec = NULL
+WHERE actor_id = :actor_id AND kind = 2 AND spec IS NOT NULL
+    AND actor_seq > :after AND actor_seq <= :up_to
+"""
+_NOTE_TRIMMED = "UPDATE regrow.actors SET trimmed_seq = :up_to WHERE actor_id = :actor_id"
+
+
+def trim_calls(connection: Connection, op: TrimCalls) -> CallsTrimmed:
+    """Actors in the order of their ids, each as far as the limit allows."""
+    left = op.limit
+    for (actor_id,) in run(connection, _TRIMMABLE):
+        if not left:
+            return CallsTrimmed(True)
+        rows = run(connection, _TRIMMED_SO_FAR, actor_id=actor_id)
+        kept = run(connection, _KEPT, actor_id=actor_id)
+        if not rows or len(kept) < 2 or not all(row.safe for row in kept):
+            continue
+        after = rows[0].trimmed_seq
+        up_to = min(kept[0].actor_seq, after + left)
+        if up_to <= after:
+            continue
+        run(connection, _TRIM, actor_id=actor_id, after=after, up_to=up_to)
+        run(connection, _NOTE_TRIMMED, actor_id=actor_id, up_to=up_to)
+        left -= up_to - after
+        if up_to < kept[0].actor_seq:
+            return CallsTrimmed(True)
+    return CallsTrimmed(False)

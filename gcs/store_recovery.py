@@ -42,7 +42,7 @@ WHERE t.task_id = ANY (CAST(:ids AS bytea[]))
 """
 _SPECS = """
 SELECT task_id, spec FROM regrow.task_log
-WHERE task_id = ANY (CAST(:ids AS bytea[]))
+WHERE task_id = ANY (CAST(:ids AS bytea[])) AND spec IS NOT NULL
     AND (CAST(:parts AS int[]) IS NULL OR part = ANY (CAST(:parts AS int[])))
 """
 _OBJECTS = """
@@ -298,7 +298,7 @@ SELECT t.task_id,
     :node_id, :incarnation, regrow.now()
 FROM regrow.task_log t
 WHERE t.task_id = ANY (CAST(:ids AS bytea[])) AND t.part = ANY (CAST(:parts AS int[]))
-    AND t.status = 1
+    AND t.status = 1 AND t.spec IS NOT NULL
 ORDER BY t.task_id
 ON CONFLICT (task_id) WHERE finished_at IS NULL DO NOTHING
 """
@@ -308,7 +308,7 @@ SELECT t.task_id, t.function_id, t.spec, r.attempt, t.submitter, t.status, t.num
 FROM regrow.rebuilds r JOIN regrow.task_log t USING (task_id) JOIN regrow.jobs j USING (job)
 WHERE r.task_id = ANY (CAST(:ids AS bytea[])) AND r.finished_at IS NULL
     AND t.part = ANY (CAST(:parts AS int[]))
-    AND (r.node_id, r.incarnation) = (:node_id, :incarnation)
+    AND (r.node_id, r.incarnation) = (:node_id, :incarnation) AND t.spec IS NOT NULL
 """
 
 

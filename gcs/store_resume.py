@@ -64,12 +64,13 @@ DELETE FROM regrow.actors a WHERE a.job = :job AND a.state <> 'restarting' AND (
         SELECT FROM regrow.task_log t
         WHERE t.part = :part AND t.task_id = a.actor_id AND t.status = 1))
 """
-#: An exception that a method raised belongs to the history of an actor which may come back.
+#: An exception that a method raised belongs to the history of an actor which may come back; or, if
+#: its arguments are trimmed, of one that ended since.
 _DISCARD = f"""
 WITH gone AS (
     DELETE FROM regrow.task_log t WHERE t.part = :part AND t.job = :job AND (
         t.status IN (3, 4)
-        OR t.status = 2 AND NOT (t.kind = 2 AND EXISTS (
+        OR t.status = 2 AND t.spec IS NOT NULL AND NOT (t.kind = 2 AND EXISTS (
             SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id
                 AND a.state <> 'dead' AND coalesce(a.max_restarts, 0) <> 0))
         OR t.actor_id IN ({_FORGOTTEN_ACTORS}))
@@ -81,7 +82,7 @@ ON CONFLICT DO NOTHING
 #: What failed or was cancelled, and whose parent ended well: nobody will submit it again.
 _LEFT_BEHIND = f"""
 SELECT t.task_id, t.spec FROM regrow.task_log t
-WHERE t.part = :part AND t.job = :job AND t.status IN (2, 3, 4)
+WHERE t.part = :part AND t.job = :job AND t.status IN (2, 3, 4) AND t.spec IS NOT NULL
     AND NOT (t.status = 2 AND t.kind = 2 AND EXISTS (
         SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id
             AND a.state <> 'dead' AND coalesce(a.max_restarts, 0) <> 0))

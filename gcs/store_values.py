@@ -20,6 +20,14 @@ NO_RESTART_LEFT: Final = SystemFailure(
 )
 ACTOR_LOST: Final = SystemFailure("actor_died", "the actor died with its node")
 
+#: Of an actor whose saved states were lost, all of them.
+STATE_LOST: Final = SystemFailure(
+    "actor_state_lost",
+    "no saved state of the actor can be read, and the log has only those of its calls that came "
+    "after them (it is trimmed behind the two newest): the actor cannot be brought back. Make it "
+    "anew, and look after the storage of the cluster: regrow.events has a checkpoint_unreadable",
+)
+
 _CANCELLED: Final = encode(SystemFailure("cancelled", "the task was cancelled: its job ended"))
 
 

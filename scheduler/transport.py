@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from regrow.gcs.operations import PutRow
+from regrow.ids import is_put
 from regrow.messages import (
     OK,
     Create,
@@ -86,6 +87,10 @@ class Transport:
     def create(self, client: int, message: Create) -> None:
         """A client wants room for an object."""
         key = (message.object_id, message.attempt)
+        made = self.store.lookup(key) if is_put(message.object_id) else None
+        if made is not None and made.state not in (CopyState.WAITING, CopyState.CREATING):
+            # By an earlier attempt: this one will not write it, whoever else lets go of it.
+            self._core.objects.borrow(client, [message.object_id])
         self._creating[key] = client
         self._carry(self.store.allocate(key, message.size, client))
 
@@ -131,6 +136,8 @@ class Transport:
         entry = core.objects.entry(row.object_id)
         if entry.owner == 0:
             entry.owner = client
+            if entry.others is not None:
+                entry.others.discard(client)
         elif entry.owner != client:
             core.objects.borrow(client, [row.object_id])
         value = Value(row.object_id, OK, row.size, row.data, row.digest, row.refs)

@@ -147,6 +147,7 @@ class ControlShell:
             lease_ttl_s=config.lease_ttl_s,
             leader_ttl_s=0.7,
             driver_grace_s=self.cluster.driver_grace_s,
+            trim_every_s=0.1,
         )
         self.core = self.cluster.mutation.control(settings)
         self._operations = Pipe(self.world, self.cluster.database_ms)

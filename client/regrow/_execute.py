@@ -216,6 +216,8 @@ class Executor:
                 assert value.data is not None
                 if value.status != OK:
                     raise ArgumentFailed(value.status, value.data)
+                if value.digest and digest(value.data) != value.digest:
+                    raise RaySystemError("the saved state is not what was saved (its checksum)")
                 state = deserialize(value.data, copy=True)
         for location in run.located:
             if location.object_id == run.restore:

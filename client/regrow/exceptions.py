@@ -103,6 +103,12 @@ class ActorDiedError(RayActorError):
     code = "actor_died"
 
 
+class ActorStateLostError(ActorDiedError):
+    """No saved state of an actor that restarts can be read, and the calls before it are trimmed."""
+
+    code = "actor_state_lost"
+
+
 class ActorUnschedulableError(ActorError):
     """No node of the cluster can ever offer the resources that the actor asks for."""
 
@@ -302,7 +308,7 @@ BY_CODE: dict[str, type[RayError]] = {
     cls.code: cls
     for cls in (
         WorkerCrashedError, NodeDiedError, TaskCancelledError, TaskUnschedulableError,
-        ActorDiedError,
+        ActorDiedError, ActorStateLostError,
         ActorUnschedulableError, ObjectLostError, ObjectReconstructionFailedError, ObjectFreedError,
         ReplayDifferenceError, ReplayMismatchError, ObjectStoreFullError, OutOfDiskError,
         OutOfMemoryError, RaySystemError, ControlStoreError, DatabaseRestoredError,

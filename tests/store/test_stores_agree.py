@@ -63,9 +63,9 @@ class Player:
             return self.append(r)
         makers = [
             self.register, self.fence, self.sweep, self.left, self.end_job, self.reserve,
-            self.grant, self.lineage, self.lead, self.reads, self.restore,
+            self.grant, self.lineage, self.lead, self.reads, self.restore, self.trim,
         ]  # fmt: skip
-        weights = [3, 2, 2, 1, 1, 2, 4, 3, 1, 6, 4]
+        weights = [3, 2, 2, 1, 1, 2, 4, 3, 1, 6, 4, 3]
         return r.choices(makers, weights)[0](r)
 
     # operations of the control store
@@ -97,6 +97,9 @@ class Player:
 
     def restore(self, r: Random) -> ops.Operation:
         return ops.RestoreActor(self.epoch, ACTOR, self.node(r), self.node(r))
+
+    def trim(self, r: Random) -> ops.Operation:
+        return ops.TrimCalls(self.epoch, r.choice([1, 100]))
 
     def lineage(self, r: Random) -> ops.Operation:
         return ops.ReadLineage(r.sample(TASKS, 2), r.choice([1, 2, 200]), r.choice([1, 5000]))

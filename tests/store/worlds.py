@@ -89,6 +89,7 @@ class PostgresWorld:
         queries = {
             "tasks": "SELECT task_id, status, holder, holder_incarnation, attempt FROM"
             " regrow.task_log ORDER BY task_id",
+            "trimmed": "SELECT task_id FROM regrow.task_log WHERE spec IS NULL ORDER BY task_id",
             "unfinished": "SELECT task_id FROM regrow.task_log WHERE status = 0 ORDER BY task_id",
             "nodes": "SELECT node_id, incarnation, alive, last_batch FROM regrow.nodes"
             " ORDER BY node_id, incarnation",
@@ -96,7 +97,7 @@ class PostgresWorld:
             " WHERE get_byte(object_id, 16) >= 128 ORDER BY object_id",
             "stored": "SELECT object_id, path FROM regrow.stored_objects ORDER BY object_id",
             "actors": "SELECT actor_id, job, state, coalesce(name, ''), namespace, max_restarts,"
-            " restarts, coalesce(node_id, 0) FROM regrow.actors ORDER BY actor_id",
+            " restarts, coalesce(node_id, 0), trimmed_seq FROM regrow.actors ORDER BY actor_id",
             "checkpoints": "SELECT actor_id, actor_seq, object_id, custom FROM regrow.checkpoints"
             " ORDER BY actor_id, actor_seq",
             "jobs": "SELECT job, status FROM regrow.jobs ORDER BY job",
@@ -154,12 +155,23 @@ class SimWorld:
         s = self.store
         return {
             "tasks": [(k, r.status, *r.holder, r.attempt) for k, r in sorted(s.tasks.items())],
+            "trimmed": [(key,) for key, row in sorted(s.tasks.items()) if not row.spec],
             "unfinished": [(key,) for key in sorted(s.unfinished)],
             "nodes": [(*k, r.view.alive, r.last_batch) for k, r in sorted(s.nodes.items())],
             "puts": [(key, row.value.digest or None) for key, row in sorted(s.puts.items())],
             "stored": sorted(s.stored.items()),
             "actors": [
-                (key, a.job, a.state, a.name, a.namespace, a.max_restarts, a.restarts, a.node[0])
+                (
+                    key,
+                    a.job,
+                    a.state,
+                    a.name,
+                    a.namespace,
+                    a.max_restarts,
+                    a.restarts,
+                    a.node[0],
+                    a.trimmed_seq,
+                )
                 for key, a in sorted(s.actors.items())
             ],
             "checkpoints": [

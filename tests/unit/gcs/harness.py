@@ -124,6 +124,8 @@ class FakeStore:
         self.given: dict[int, list[HeldTask]] = {}
         #: Actors that restart.
         self.restarting: dict[bytes, ops.RestartingActor] = {}
+        #: Calls whose arguments may leave the log.
+        self.trimmable = 0
         self.done: list[Operation] = []
 
     def large(self, number: int, needs: list[bytes] | None = None, **changes: object) -> bytes:
@@ -162,6 +164,10 @@ class FakeStore:
         if self.leader != op.holder or op.epoch not in (0, self.epoch):
             return ops.Leadership(0, b"", 0.0)
         return ops.Leadership(self.epoch, b"c" * 16, 0.0)
+
+    def _TrimCalls(self, op: ops.TrimCalls) -> Result:  # noqa: N802
+        self.trimmable = max(0, self.trimmable - op.limit)
+        return ops.CallsTrimmed(self.trimmable > 0)
 
     def _ReadNodes(self, op: ops.ReadNodes) -> Result:  # noqa: N802
         return ops.NodeRows(list(self.nodes.values()))
