@@ -162,6 +162,18 @@ class CheckpointAhead(Mutation):
         return _HeadlongCheckpoints(now)
 
 
+class _HeadlongTrimming(SimStore):
+    def trimmable(self, actor_id: bytes) -> int:
+        return max(self.checkpoints.get(actor_id, {}), default=-1) + 1
+
+
+class TrimmedTooEarly(Mutation):
+    """The first call after the newest state is trimmed too, with whatever states there are."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _HeadlongTrimming(now)
+
+
 MUTANTS: dict[str, type[Mutation]] = {
     "fencing-off": FencingOff,
     "output-released-early": OutputReleasedEarly,
@@ -171,4 +183,5 @@ MUTANTS: dict[str, type[Mutation]] = {
     "calls-not-replayed": CallsNotReplayed,
     "calls-replayed-in-another-order": CallsReplayedInAnotherOrder,
     "checkpoint-ahead": CheckpointAhead,
+    "trimmed-too-early": TrimmedTooEarly,
 }
