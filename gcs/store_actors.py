@@ -145,16 +145,16 @@ def trim_calls(connection: Connection, op: TrimCalls) -> CallsTrimmed:
     """Actors in the order of their ids, each as far as the limit allows."""
     left = op.limit
     for (actor_id,) in run(connection, _TRIMMABLE):
-        if not left:
-            return CallsTrimmed(True)
         rows = run(connection, _TRIMMED_SO_FAR, actor_id=actor_id)
         kept = run(connection, _KEPT, actor_id=actor_id)
         if not rows or len(kept) < 2 or not all(row.safe for row in kept):
             continue
         after = rows[0].trimmed_seq
-        up_to = min(kept[0].actor_seq, after + left)
-        if up_to <= after:
+        if kept[0].actor_seq <= after:
             continue
+        if not left:
+            return CallsTrimmed(True)
+        up_to = min(kept[0].actor_seq, after + left)
         run(connection, _TRIM, actor_id=actor_id, after=after, up_to=up_to)
         run(connection, _NOTE_TRIMMED, actor_id=actor_id, up_to=up_to)
         left -= up_to - after
