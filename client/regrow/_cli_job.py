@@ -163,20 +163,26 @@ def delete(home: Path, name: str, *, force: bool) -> None:
 
 
 def delete_old(home: Path, days: float, *, force: bool) -> None:
-    """The same with all jobs, named or not, that ended more than so many days ago; without
-    ``force`` those stay that others need, which is told."""
+    """The same with all jobs, named or not, that ended more than so many days ago, and with what
+    submitted drivers printed; without ``force`` those stay that others need, which is told."""
     with connected(home, write=True) as connection:
         runs = connection.execute(
-            "SELECT job FROM regrow.jobs WHERE status <> 'running' "
+            "SELECT job, name FROM regrow.jobs WHERE status <> 'running' "
             "AND finished_at < regrow.now() - make_interval(secs => %s) ORDER BY job",
             [days * 86_400],
         ).fetchall()
-        jobs = [job for (job,) in runs]
+        jobs = [job for job, _ in runs]
         while not force and (needed := users(connection, jobs)):
             for job, others in needed.items():
                 print(f"Job {job} stays: it is used by {', '.join(map(repr, others))}.")
             jobs = [job for job in jobs if job not in needed]
         _delete(connection, jobs)
+        rest = connection.execute("SELECT name FROM regrow.jobs WHERE name IS NOT NULL").fetchall()
+    kept = {name for (name,) in rest}
+    for _, name in runs:
+        submitted = (name or "").removeprefix(_submission.SUPERVISOR)
+        if name != submitted and not kept & {name, submitted}:
+            _submission.forget(home, submitted)
 
 
 def _delete(connection: Connection, jobs: list[int]) -> None:

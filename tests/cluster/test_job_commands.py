@@ -193,8 +193,18 @@ def test_a_job_that_another_needs_is_not_deleted(running: Path, tmp_path: Path) 
     assert json.loads(regrow("job", "status", "maker", "--json"))["tasks_finished"]
     assert job("taker", TAKES).splitlines()[-1] == "[7]"
     until_ended("taker")
+    logs = {name: running / "jobs" / f"{name}.log" for name in ("maker", "taker")}
     regrow("job", "delete", "taker")
+    assert (logs["maker"].exists(), logs["taker"].exists()) == (True, False)
     assert "Deleted 1 run(s)" in regrow("job", "delete", "maker")
+    assert not logs["maker"].exists()
+    program = tmp_path / "taker.py"
+    program.write_text("print('nothing', flush=True)")
+    regrow("job", "submit", "--name", "taker", "--", sys.executable, str(program))
+    until_ended("taker")
+    assert logs["taker"].exists()
+    regrow("job", "delete", "--retain", "0")
+    assert not logs["taker"].exists(), "what nobody needs goes with its job"
 
 
 def test_what_another_job_needs_is_deleted_with_force(running: Path, tmp_path: Path) -> None:
