@@ -29,6 +29,15 @@ FROM regrow.jobs j WHERE j.name = %s ORDER BY j.run DESC LIMIT 1
 """
 
 
+#: The node that had the task which runs the driver.
+_PLACE = """
+SELECT n.node_id, n.hostname FROM regrow.jobs j
+JOIN regrow.task_log t ON t.part = j.part AND t.job = j.job
+JOIN regrow.nodes n ON n.node_id = t.holder AND n.incarnation = t.holder_incarnation
+WHERE j.name = %s ORDER BY j.run DESC LIMIT 1
+"""
+
+
 class JobError(RayError):
     """What was asked of a job cannot be done."""
 
@@ -118,13 +127,25 @@ def _find(home: Path, name: str) -> dict[str, Any] | None:
     return dict(zip(names, row, strict=True)) if row is not None else None
 
 
+def _place(home: Path, name: str) -> str:
+    """Where the driver's output is."""
+    with connected(home) as connection:
+        row = connection.execute(_PLACE, [_submission.SUPERVISOR + name]).fetchone()
+    if row is None:
+        return "the cluster has run no driver of that name; see `regrow list jobs`"
+    node_id, hostname = row
+    return (
+        f"its driver ran on node {node_id}, on the machine {hostname}: ask there, in the home of "
+        "that node"
+    )
+
+
 def logs(home: Path, name: str, *, follow: bool) -> None:
     """Print what the driver printed; with ``follow`` until it ends. Raises JobError."""
     log = _submission.log_path(home, name)
     if not log.exists():
         raise JobError(
-            f"there is no output of a job {name!r} in {log.parent}; it is on the machine on which "
-            "the driver ran"
+            f"there is no output of a job {name!r} in {log.parent}; {_place(home, name)}"
         )
     told = _tell(log, 0)
     while follow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,10 @@ def test_a_driver_that_fails_is_started_again_and_goes_on(
     assert (found["status"], found["run"], found["driver"]) == ("finished", 1, 2)
     assert (found["supervised"], found["tasks_finished"]) == ("finished", 40)
     assert "780" in regrow("job", "logs", "nightly")
+    (running / "jobs" / "nightly.log").rename(tmp_path / "on another machine")
+    there = f"its driver ran on node 1, on the machine {socket.gethostname()}"
+    assert there in regrow("job", "logs", "nightly", code=1)
+    assert "has run no driver of that name" in regrow("job", "logs", "other", code=1)
     assert "nightly" in regrow("list", "jobs")
     out = regrow("job", "delete", "nightly")
     assert "Deleted 2 run(s)" in out
