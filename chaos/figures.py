@@ -32,6 +32,8 @@ def collect(result: RunResult, evidence: Evidence) -> None:
         "WHERE died_at IS NOT NULL ORDER BY died_at"
     )
     deaths = [(int(node), float(at_s) - offset_s - history.begun_s) for node, at_s in died]
+    if not evidence.workload.joins:
+        _count_tasks(result, evidence.rows, offset_s + history.begun_s)
     for struck in result.faults:
         struck.detection_s = detection(struck, deaths)
     result.detections_s = [
@@ -56,12 +58,31 @@ def collect_history(result: RunResult, history: History) -> None:
     ]
     result.span_s = max(history.ended_s - history.begun_s, 0.001)
     result.slice_s = next((s for s in ROUND_S if result.span_s <= s * SLICES), ROUND_S[-1])
+    ends = [
+        (one.ended_s - history.begun_s, one.kind is Kind.FAIL)
+        for one in operations
+        if one.ended_s is not None and one.kind in (Kind.OK, Kind.FAIL)
+    ]
+    result.slices = _sliced(result, ends)
+
+
+def _sliced(result: RunResult, ends: list[tuple[float, bool]]) -> list[tuple[int, int]]:
+    """How many ended well and how many failed in each slice of the history."""
     counts = [[0, 0] for _ in range(int(result.span_s / result.slice_s) + 1)]
-    for one in operations:
-        if one.ended_s is not None and one.kind in (Kind.OK, Kind.FAIL):
-            at = int((one.ended_s - history.begun_s) / result.slice_s)
-            counts[at][one.kind is Kind.FAIL] += 1
-    result.slices = [(ok, failed) for ok, failed in counts]
+    for at_s, failed in ends:
+        if 0 <= at_s <= result.span_s:
+            counts[int(at_s / result.slice_s)][failed] += 1
+    return [(ok, failed) for ok, failed in counts]
+
+
+def _count_tasks(result: RunResult, rows: Rows, begun_s: float) -> None:
+    """A user's program is one operation; so its tasks are counted, as the log has them."""
+    result.counted = "tasks and calls"
+    ends = rows(
+        "SELECT extract(epoch FROM finished_at)::float8, state <> 'FINISHED' FROM regrow.tasks "
+        "WHERE finished_at IS NOT NULL"
+    )
+    result.slices = _sliced(result, [(float(at_s) - begun_s, bool(bad)) for at_s, bad in ends])
 
 
 def _struck(fault: Fault, history: History, operations: list[Operation]) -> Struck:

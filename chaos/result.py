@@ -94,7 +94,9 @@ class RunResult(msgspec.Struct):
     phases: list[Phase] = []
     #: Seconds of the history.
     span_s: float = 0.0
-    #: Operations acknowledged and failed in each slice of this many seconds.
+    #: What ``slices`` counts.
+    counted: str = "operations"
+    #: So many acknowledged and failed in each slice of this many seconds.
     slice_s: float = 1.0
     slices: list[tuple[int, int]] = []
     #: Files of the run's folder that people may want to read.

@@ -80,7 +80,7 @@ def _bars(result: RunResult, x: object) -> list[Markup]:
         y = TOP + PLOT * (1 - number * step / top_rate)
         parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
         parts.append(element("text", f"{number * step:g}", x=LEFT - 10, y=y + 4, class_="right"))
-    parts.append(element("text", "operations per second", x=LEFT, y=14))
+    parts.append(element("text", f"{result.counted} per second", x=LEFT, y=14))
     for number, (ok, failed) in enumerate(result.slices):
         left = x(number * result.slice_s) + 0.5
         width = max(x((number + 1) * result.slice_s) - left - 0.5, 0.5)

@@ -67,11 +67,15 @@ def seconds(values: list[float], share: float) -> str:
 def _about(result: RunResult) -> str:
     scenario = result.scenario
     parts = [
-        f"workload {scenario.workload}", f"{scenario.nodes} nodes",
-        f"{scenario.clients} clients", f"faults for {scenario.duration_s:g} s",
+        f"workload {scenario.workload}", _many(scenario.nodes, "node"),
+        _many(scenario.clients, "client"), f"faults for {scenario.duration_s:.0f} s at most",
         f"took {result.took_s:.0f} s", result.begun_at,
     ]  # fmt: skip
     return " · ".join(part for part in parts if part)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _tiles(result: RunResult) -> Markup:
@@ -100,7 +104,7 @@ def _timeline(result: RunResult) -> Markup:
     if not result.slices:
         return element("p", "Nothing was recorded.")
     caption = (
-        "Bars are operations acknowledged per second, red ones on top operations that failed. "
+        f"Bars are {result.counted} per second that ended well, red ones on top those that failed. "
         "Below, each fault from its injection until it was healed, with a line through the bars "
         "where it struck. In the shaded end nothing strikes any more, and everything has to end."
     )

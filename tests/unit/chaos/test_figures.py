@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from regrow.chaos import figures
+from regrow.chaos.checkers.checker import Evidence
 from regrow.chaos.history import Follower, History, Kind, Line, Recorder
 from regrow.chaos.result import Phase, RunResult, Struck
 from regrow.chaos.scenario import Scenario
+from regrow.chaos.workloads import WORKLOADS
 
 
 def line(at_s: float, kind: Kind, number: int = 0, name: str = "", value: object = None) -> Line:
@@ -93,3 +96,23 @@ def test_what_is_still_being_written_is_counted_once(tmp_path: Path) -> None:
             file.write(b'"number": 9, "name": "add"}\n')
             file.flush()
         assert follower.acknowledged() == 4
+
+
+def test_of_a_users_program_the_tasks_are_counted_that_the_log_has() -> None:
+    offset_s = time.time() - time.monotonic()
+    answers: dict[str, list[tuple[object, ...]]] = {
+        "SELECT extract": [(offset_s + 101.1, False), (offset_s + 103.3, True), (1.0, False)],
+        "SELECT node_id": [],
+        "SELECT (SELECT count(*) FROM regrow.tasks WHERE state IN": [(2, 0, 0)],
+        "SELECT (SELECT count(*) FROM regrow.tasks WHERE state =": [(0, 0)],
+    }
+
+    def rows(query: str, *arguments: object) -> list[tuple[object, ...]]:
+        return next((rows for begin, rows in answers.items() if query.startswith(begin)), [])
+
+    workload = WORKLOADS["program"].made_from({"command": ["python"]}, 0, 1)
+    result = RunResult(Scenario("t", "program"), 0, "")
+    figures.collect(result, Evidence(result.scenario, workload, HISTORY, rows, 0))
+    assert result.counted == "tasks and calls"
+    assert [place for place, (ok, _) in enumerate(result.slices) if ok] == [4]
+    assert [place for place, (_, failed) in enumerate(result.slices) if failed] == [13]
