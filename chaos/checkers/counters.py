@@ -30,7 +30,7 @@ class Counters(Checker):
         reads = [one for one in evidence.history.operations("read") if one.kind is Kind.OK]
         for which, operations in sorted(increments.items()):
             answered = [one for one in operations if one.kind is Kind.OK]
-            wrong += _order(which, answered)
+            wrong += _order(which, operations, answered)
             last = [one.result for one in reads if one.value == which]
             if not last:
                 wrong.append(f"counter {which} was never read")
@@ -39,7 +39,7 @@ class Counters(Checker):
         return wrong
 
 
-def _order(which: int, answered: list[Operation]) -> list[str]:
+def _order(which: int, operations: list[Operation], answered: list[Operation]) -> list[str]:
     """Answers that contradict each other or real time. One token has one answer, however often a
     resumed driver asked for it."""
     wrong = []
@@ -51,17 +51,14 @@ def _order(which: int, answered: list[Operation]) -> list[str]:
     twice = [count for count, n in Multiset(by_token.values()).items() if n > 1]
     wrong += [f"counter {which}: two increments were answered {count}" for count in twice]
     # Sweep over real time: whoever begins sees at least the largest answer that was given before.
+    # It began when it was first asked for, if only by a driver that was killed before the answer.
     first_asked: dict[str, float] = {}
-    for one in answered:
-        token = one.value[1]
-        first_asked[token] = min(first_asked.get(token, one.invoked_s), one.invoked_s)
-    moments: list[tuple[float, int, int, str]] = []
+    for one in operations:
+        first_asked.setdefault(one.value[1], one.invoked_s)
+    moments = [(first_asked[token], 0, result, token) for token, result in by_token.items()]
     for one in answered:
         assert one.ended_s is not None
-        token = one.value[1]
-        moments.append((one.ended_s, 1, one.result, token))
-        if one.invoked_s == first_asked[token]:
-            moments.append((one.invoked_s, 0, one.result, token))
+        moments.append((one.ended_s, 1, one.result, one.value[1]))
     largest, of = 0, ""
     for _, ended, result, token in sorted(moments):
         if ended and result > largest:

@@ -148,6 +148,15 @@ def counted(answers: list[int], last: tuple[int, list[str]]) -> Writer:
     return writer
 
 
+def test_an_increment_begins_when_a_killed_driver_asked_for_it_first() -> None:
+    writer = Writer()
+    writer.operation("increment", [0, "t1"], kind=None)
+    writer.operation("increment", [0, "t2"], 2, process="driver2/client1")
+    writer.operation("increment", [0, "t1"], 1, process="driver2/client2")
+    writer.operation("read", 0, [2, ["t1", "t2"]], process="driver2")
+    assert found("counters", "counter", writer) == []
+
+
 def test_a_good_counter_passes() -> None:
     assert found("counters", "counter", counted([1, 2], (2, ["t0", "t1"]))) == []
 
