@@ -68,18 +68,17 @@ class Progress(Checker):
     """A run in which nothing was acknowledged shows nothing."""
 
     name: ClassVar[str] = "progress"
-    claim: ClassVar[str] = "operations were acknowledged, some of them under faults"
+    claim: ClassVar[str] = "operations were acknowledged, and some were hit by faults"
 
     def check(self, evidence: Evidence) -> list[str]:
         operations = evidence.history.operations()
-        acknowledged = [one for one in operations if one.kind is Kind.OK]
-        if not acknowledged:
+        if not any(one.kind is Kind.OK for one in operations):
             return ["no operation was acknowledged"]
         faults = evidence.history.faults()
         if faults and not any(
-            one.invoked_s <= fault.at_s < (one.ended_s or fault.at_s)
+            one.invoked_s <= fault.at_s and (one.ended_s is None or fault.at_s < one.ended_s)
             for fault in faults
-            for one in acknowledged
+            for one in operations
         ):
             return ["no fault struck while an operation was under way"]
         return []

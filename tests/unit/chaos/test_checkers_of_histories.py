@@ -148,6 +148,14 @@ def counted(answers: list[int], last: tuple[int, list[str]]) -> Writer:
     return writer
 
 
+def test_an_operation_that_died_with_its_driver_was_under_way() -> None:
+    writer = Writer()
+    writer.operation("run", ["python"], kind=None)
+    writer.fault("driver_kill")
+    writer.operation("run", ["python"], 0, process="driver2/client1")
+    assert found("progress", "counter", writer) == []
+
+
 def test_an_increment_begins_when_a_killed_driver_asked_for_it_first() -> None:
     writer = Writer()
     writer.operation("increment", [0, "t1"], kind=None)
