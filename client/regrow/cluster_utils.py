@@ -159,8 +159,11 @@ class Cluster:
             )
         check_node(node_args, "add_node()")
         options = NodeOptions(**{**NODE_DEFAULTS, **node_args})
+        node = None
         if _bootstrap.look(self.home).gcs is None:
-            node = self.head_node = self._start_head(options)
+            node = self._start_head(options)
+        if node is not None:
+            self.head_node = node
         else:
             node = Node(self, _bootstrap.start_node(self.home, options))
             self.worker_nodes.append(node)
@@ -172,12 +175,12 @@ class Cluster:
                 raise
         return node
 
-    def _start_head(self, options: NodeOptions) -> Node:
+    def _start_head(self, options: NodeOptions) -> Node | None:
+        """None if a head node lives: then only the control store was started again."""
         session = _bootstrap.start_head(
             self.home, postgres=self._postgres, storage=self._storage, options=options
         )
-        assert session.daemon is not None
-        return Node(self, session.daemon)
+        return Node(self, session.daemon) if session.daemon is not None else None
 
     def remove_node(self, node: Node, allow_graceful: bool = True) -> None:
         """Stop a node, or with ``allow_graceful=False`` SIGKILL its process group at once.

@@ -42,6 +42,18 @@ def test_a_killed_node_is_gone_whole_and_declared_dead(cluster: Cluster) -> None
     assert head.alive()
 
 
+def test_a_node_that_joins_while_the_control_store_is_dead_starts_it_again(
+    cluster: Cluster,
+) -> None:
+    head = cluster.add_node(num_cpus=1)
+    running = _home.read_gcs(cluster.home)
+    assert running is not None
+    _daemons.kill_sessions([running.pid])
+    other = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    assert cluster.list_all_nodes() == [head, other]
+
+
 def test_a_node_that_is_asked_to_leaves_at_once(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1)
     leaving = cluster.add_node(num_cpus=1)
