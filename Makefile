@@ -8,12 +8,13 @@
 #   make chaos   every scenario on real processes, over several seeds (at most 30 minutes)
 #   make chaos-sample   three of them (under 5 minutes)
 #   make chaos-soak     until each fault has fired 20 times
+#   make chaos-mutants   bugs put in, each of which the chaos suite has to find
 #
 # Arguments for the program behind a target: make test ARGS="-k lease"
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench sim chaos chaos-sample chaos-soak clean
+.PHONY: help venv demo test lint types bench sim chaos chaos-sample chaos-soak chaos-mutants clean
 
 # The first of these that really runs, is new enough and can make virtual environments. A version
 # manager's shim may be on PATH and yet refuse to run, so each is tried.
@@ -79,6 +80,9 @@ chaos-sample: venv
 
 chaos-soak: venv
 	$(VENV)/bin/regrow chaos run --all --until-fired 20 --report chaos-report $(ARGS)
+
+chaos-mutants: venv
+	$(RUN) -m regrow.chaos.mutation $(ARGS)
 
 clean:
 	rm -rf $(VENV) chaos-report dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

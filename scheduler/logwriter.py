@@ -12,9 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from regrow import failpoints
 from regrow.gcs.log import LogConnection, LogConnectionLost
-from regrow.gcs.operations import Append
+from regrow.gcs.operations import Append, Batch
 from regrow.scheduler.events import Appended, Event, LogFailed
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,20 @@ _RETRY_MAX_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 #: While an answer is awaited, the connection is looked at this often, whatever the loop says.
 _LOOK_S = 0.25
+
+
+def _mutated(append: Append) -> Append:
+    """With the bug that the chaos suite put in (`regrow.failpoints.MUTANTS`)."""
+    if append.number % 10:
+        return append
+    match failpoints.MUTANT:
+        case "commit-skipped":
+            return replace(append, batch=Batch())
+        case "lineage-row-dropped":
+            kept = append.batch.submitted[1:]
+            return replace(append, batch=replace(append.batch, submitted=kept))
+        case _:
+            return append
 
 
 class LogWriter:
@@ -64,6 +80,8 @@ class LogWriter:
         """Sends a batch; ``Appended`` follows. Hot path: once per batch."""
         if failpoints.ON:
             failpoints.crash_point("node.before_append")
+        if failpoints.MUTANT:
+            append = _mutated(append)
         self._unanswered.append(append)
         self._look_later()
         connection = self._connection

@@ -156,6 +156,8 @@ class Executor:
                 result = None
             else:
                 args, kwargs = self.arguments(spec, run)
+                if failpoints.MUTANT == "call-applied-twice" and spec.kind == ACTOR_CALL:
+                    target(*args, **kwargs)
                 result = target(*args, **kwargs)
                 del args, kwargs
                 if spec.kind == ACTOR_CREATION:

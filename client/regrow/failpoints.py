@@ -30,6 +30,15 @@ CUT: Final = "cut"
 RESET: Final = "reset"
 _LOOK_S: Final = 0.02
 
+#: Bugs that can be put in, to see that the suite finds them (``make chaos-mutants``), and what
+#: each does. ``REGROW_MUTANT`` names one; it counts only where failpoints may be armed.
+MUTANTS: Final = {
+    "call-applied-twice": "each call of an actor is executed twice, and answered once",
+    "commit-skipped": "every tenth batch of a node's log is answered for and not written",
+    "lineage-row-dropped": "every tenth batch loses the row of a task",
+}
+MUTANT: Final = os.environ.get("REGROW_MUTANT", "") if ON else ""
+
 #: What it means to die there.
 CRASH_POINTS: Final = {
     "node.before_append": "a node has records and has not sent them to Postgres",
