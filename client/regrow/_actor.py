@@ -48,6 +48,8 @@ else:
 
 #: Among the methods that a handle knows, in place of a name: the actor restarts with its state.
 _RECOVERABLE = ""
+#: Likewise, before the id of the task that made a detached actor.
+_MADE_BY = "made by "
 _BUILT_IN = ("__ray_terminate__", "__ray_ready__", "__ray_call__", "__regrow_checkpoint__")
 #: A definition that names a class without carrying it, for calls.
 _NO_CODE = b""
@@ -124,6 +126,8 @@ class ActorClass(Generic[C]):
         methods = self._methods
         if options.max_restarts:
             methods = packed_methods({**unpacked_methods(methods), _RECOVERABLE: Method()})
+        if options.detached:
+            methods = packed_methods({**unpacked_methods(methods), _maker(client): Method()})
 
         def create(maker: Client) -> ObjectRef[Any]:
             def reserve(actor_id: bytes) -> None:
@@ -144,7 +148,7 @@ class ActorClass(Generic[C]):
             except ValueError as error:
                 # Somebody was faster, or this code runs again.
                 found = _named(options.name, namespace)
-                if found is not None and _may_be_found(options, client):
+                if found is not None and _may_be_found(options, client, found):
                     return found
                 ended = found is not None or time.monotonic() > deadline
                 if ended or not isinstance(error, NameTakenError):
@@ -182,7 +186,7 @@ class ActorHandle(Generic[C]):
         return name in _BUILT_IN or name in self._methods
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *filter(None, self._methods)]
+        return [*object.__dir__(self), *filter(str.isidentifier, self._methods)]
 
     @property
     def _ray_actor_id(self) -> bytes:
@@ -276,9 +280,15 @@ def method(*, num_returns: int = 1) -> Callable[[Callable[..., Any]], Callable[.
     return mark
 
 
-def _may_be_found(options: Options, client: Client) -> bool:
-    """Whether an actor that has the name is as good as a new one."""
-    return options.get_if_exists or (options.detached and runs_again(client))
+def _may_be_found(options: Options, client: Client, found: ActorHandle[Any]) -> bool:
+    """Whether the actor that has the name is as good as a new one: because it may be any, or
+    because it is the one that this code made when it ran before."""
+    made_here = options.detached and runs_again(client) and _maker(client) in found._methods
+    return options.get_if_exists or made_here
+
+
+def _maker(client: Client) -> str:
+    return _MADE_BY + client.running.current().task_id.hex()
 
 
 def _named(name: str | None, namespace: str) -> ActorHandle[Any] | None:

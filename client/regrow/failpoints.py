@@ -34,8 +34,8 @@ _LOOK_S: Final = 0.02
 #: each does. ``REGROW_MUTANT`` names one; it counts only where failpoints may be armed.
 MUTANTS: Final = {
     "call-applied-twice": "each call of an actor is executed twice, and answered once",
-    "commit-skipped": "every tenth batch of a node's log is answered for and not written",
-    "lineage-row-dropped": "every tenth batch loses the row of a task",
+    "commit-skipped": "every third batch of a node's log is answered for and not written",
+    "lineage-row-dropped": "every third batch loses the row of a task",
 }
 MUTANT: Final = os.environ.get("REGROW_MUTANT", "") if ON else ""
 

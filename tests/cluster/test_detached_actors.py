@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -191,3 +192,40 @@ def test_who_comes_while_a_detached_actor_is_made_finds_it(
     assert makers == [found]
     assert regrow_session.get(found.who.remote(), timeout=TIMEOUT_S) == 1
     regrow_session.kill(found)
+
+
+def test_a_task_that_runs_again_does_not_take_the_detached_actor_of_another_for_its_own(
+    regrow_session: Any, tmp_path: Path
+) -> None:
+    class Named:
+        def who(self) -> int:
+            return os.getpid()
+
+    actor = regrow_session.remote(Named)
+
+    def make(name: str, dies_after: bool, mark: str) -> str:
+        first = not os.path.exists(mark)
+        Path(mark).touch()
+        if first and not dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            handle = actor.options(name=name, lifetime="detached").remote()
+        except ValueError:
+            return "taken"
+        if first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(handle._ray_actor_id.hex())
+
+    again = regrow_session.remote(max_retries=1)(make)
+    theirs = actor.options(name="theirs", lifetime="detached").remote()
+    assert "who" in dir(theirs)
+    refs = [
+        again.remote("theirs", False, str(tmp_path / "one")),
+        again.remote("ours", True, str(tmp_path / "two")),
+    ]
+    other, own = regrow_session.get(refs, timeout=TIMEOUT_S)
+    assert other == "taken"
+    ours = regrow_session.get_actor("ours")
+    assert own == ours._ray_actor_id.hex()
+    for handle in (theirs, ours):
+        regrow_session.kill(handle)
