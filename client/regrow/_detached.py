@@ -10,11 +10,18 @@ from typing import Any, Final
 
 from regrow._client import Client
 from regrow._refs import ObjectRef, ref_from_id
-from regrow.exceptions import ClusterConnectionError, JobAlreadyRunningError
+from regrow.exceptions import (
+    ClusterConnectionError,
+    JobAlreadyRunningError,
+    RayError,
+    RaySystemError,
+)
 from regrow.messages import Bye
 
 #: Before the namespace and name of the actor: its job.
 JOB: Final = "actor:"
+#: How often one is tried to be made, if its job is lost meanwhile.
+TRIES: Final = 3
 
 
 class NameTakenError(ValueError):
@@ -28,6 +35,22 @@ def create_detached(
 
     Raises NameTakenError if an actor has the name, and what ``create`` raises.
     """
+    for _ in range(TRIES - 1):
+        try:
+            return _create(client, place, create)
+        except _JobLostError:
+            continue
+    return _create(client, place, create)
+
+
+class _JobLostError(RaySystemError):
+    """The control store died meanwhile, and its successor does not give the maker its job again:
+    it has ended, or another has it."""
+
+
+def _create(
+    client: Client, place: str, create: Callable[[Client], ObjectRef[Any]]
+) -> ObjectRef[Any]:
     from regrow._driver import Driver
 
     client.link.flush()  # what the arguments refer to comes first
@@ -53,6 +76,11 @@ def create_detached(
     try:
         created = create(maker)
         oid = created._id
+    except RayError as error:
+        maker.close(Bye(failed=True))
+        if maker.refused:
+            raise _JobLostError(f"detached actor {place}: {error}") from error
+        raise
     except BaseException:
         maker.close(Bye(failed=True))
         raise

@@ -12,7 +12,7 @@ from typing import Final
 
 from regrow._client import Client
 from regrow._context import Running, driver_task
-from regrow._link import Connection, Message
+from regrow._link import Connection, Message, refusal
 from regrow._memory import Memory
 from regrow._output import print_lines
 from regrow._requests import Room
@@ -29,6 +29,7 @@ from regrow.messages import (
     Hello,
     Location,
     Printed,
+    Refused,
     ReplayDifference,
     Seal,
     SystemFailure,
@@ -64,6 +65,8 @@ class Driver(Client):
         self.job_name, self._takeover, self._detached = job, takeover, detached
         self._on_changed_code = on_changed_code
         self.number = 0
+        #: Whether the control store, when it was asked again, did not give it the job any more.
+        self.refused = False
         connection = Connection(path, self._hello(0))
         super().__init__(connection, "driver", durability)
         self.token = token
@@ -88,6 +91,7 @@ class Driver(Client):
         self._helpers: list[threading.Thread] = []
         self.on(Printed, self._print)
         self.on(ReplayDifference, _warn)
+        self.on(Refused, self._refuse)
         self.link.start()
 
     def _hello(self, job: int) -> Hello:
@@ -102,10 +106,17 @@ class Driver(Client):
         if self._log_to_driver:
             print_lines(printed, self.welcome.node_id)
 
+    def _refuse(self, refused: Refused) -> None:
+        """A control store that leads anew may know that the job has ended, or has been taken."""
+        self.refused = True
+        self.give_up(refusal(refused))
+
     # --- another node -----------------------------------------------------------------------------
 
     def disconnected(self) -> bool:
         """Look for a node on this machine; on the reading thread."""
+        if self.refused:
+            return False
         deadline = time.monotonic() + self._reconnect_timeout_s
         tried = ""
         while not self.link.closed:

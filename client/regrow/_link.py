@@ -121,11 +121,16 @@ class Connection:
                 continue
             message = node_decoder.decode(bodies[0])
             if isinstance(message, Refused):
-                kind: type[RayError] = BY_CODE.get(message.code, ClusterConnectionError)
-                raise kind(message.message)
+                raise refusal(message)
             if not isinstance(message, Welcome):
                 raise ConnectionError(f"it answered with {type(message).__name__}")
             return message, bodies[1:]
+
+
+def refusal(refused: Refused) -> RayError:
+    """The error that it stands for."""
+    kind: type[RayError] = BY_CODE.get(refused.code, ClusterConnectionError)
+    return kind(refused.message)
 
 
 class Link:

@@ -15,6 +15,7 @@ import regrow
 from regrow._driver import Driver
 from regrow.exceptions import (
     GetTimeoutError,
+    JobAlreadyRunningError,
     ObjectLostError,
     ObjectStoreFullError,
     RayTaskError,
@@ -30,6 +31,7 @@ from regrow.messages import (
     Drop,
     Hello,
     Put,
+    Refused,
     Release,
     Seal,
     Submit,
@@ -363,6 +365,22 @@ def test_a_driver_without_any_node_fails_in_words(tmp_path: Path) -> None:
             regrow.get(ref)
         with pytest.raises(ConnectionError, match="node of this driver died"):
             [add.remote(1) for _ in range(1000)]
+        disconnect(driver)
+
+
+def test_a_driver_whose_job_is_given_to_another_is_told_so(tmp_path: Path) -> None:
+    with FakeNode(tmp_path) as node:
+        driver = connect(node, [])
+        ref = add.remote(1)
+        node.specs(1)
+        # As when a control store that leads anew is asked for the job again.
+        node.send(Refused("job_already_running", "job 'nightly' was taken over by another driver"))
+        with pytest.raises(JobAlreadyRunningError, match="taken over"):
+            regrow.get(ref)
+        node.die()
+        with pytest.raises(JobAlreadyRunningError, match="taken over"):
+            [add.remote(1) for _ in range(1000)]
+        assert driver.refused
         disconnect(driver)
 
 
