@@ -36,6 +36,8 @@ MARK: Final = "REGROW_CHAOS_RUN"
 #: What the user's own cluster is called must not leak into the run.
 USER_SETTINGS: Final = ("REGROW_ADDRESS", "REGROW_POSTGRES", "REGROW_TOKEN", "REGROW_HOME")
 START_S: Final = 60.0
+#: A note of a driver's start: its life.
+DRIVER_STARTED: Final = "driver_started"
 POLL_S: Final = 0.02
 
 
@@ -312,7 +314,7 @@ class Stage:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.recorder.note("driver_started", spec.life)
+        self.recorder.note(DRIVER_STARTED, spec.life)
 
     def restart_driver(self) -> None:
         """The same program once more, as somebody would who finds it killed."""

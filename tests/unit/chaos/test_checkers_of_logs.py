@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from regrow.chaos.checkers.log import (
     AtRest,
@@ -136,6 +137,17 @@ def test_what_was_submitted_and_never_logged_is_missed() -> None:
     assert total_queue(writer.finished(), log) == [
         f"task {task_id(99).hex()} was submitted, and is not in the log"
     ]
+
+
+def test_what_failed_before_the_job_was_resumed_may_be_gone() -> None:
+    log = good_log()
+    writer = Writer()
+    writer.note("submitted", task_id(99).hex())
+    writer.note("driver_started", 2)
+    writer.lines += [replace(line, at_s=line.at_s + 10) for line in good_queue(log).lines]
+    assert total_queue(writer.finished(), log) == []
+    writer.note("acknowledged", task_id(99).hex())
+    assert "was acknowledged, and is not in the log" in total_queue(writer.finished(), log)[0]
 
 
 def test_actors_without_restarts_may_have_gaps() -> None:
