@@ -27,7 +27,7 @@ from regrow._memory import Memory
 from regrow._output import LineSender, LogWatcher
 from regrow._refs import set_table
 from regrow._saving import StateSaver
-from regrow.exceptions import RayError
+from regrow.exceptions import ClusterConnectionError, RayError
 from regrow.messages import (
     PROTOCOL_VERSION,
     Bye,
@@ -226,7 +226,11 @@ class _News:
 def run(path: str, token: str, number: int, arena_fd: int, last_words: LastWords) -> int:
     """Be worker ``number`` of the node at the socket ``path``; its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the driver's
-    connection = Connection(path, Hello(PROTOCOL_VERSION, token, "worker", os.getpid(), number))
+    try:
+        connection = Connection(path, Hello(PROTOCOL_VERSION, token, "worker", os.getpid(), number))
+    except ClusterConnectionError as gone:  # its node died as it was made
+        print(f"worker {number}: {gone}", file=sys.stderr)
+        return 1
     worker = Worker(connection, arena_fd, last_words)
     worker.token = token
     if worker.welcome.home:  # processes that tasks start join this cluster, and start none

@@ -72,12 +72,16 @@ class ForkServer:
 
     def fork(self, number: int, **env: str) -> int:
         """Ask for a worker; its pid, once the node knows it."""
+        pid = self.begin(number, **env)
+        self._node.until(Hello, lambda hello: hello.number == number)
+        return pid
+
+    def begin(self, number: int, **env: str) -> int:
+        """Ask for a worker; its pid."""
         surroundings = {"REGROW_NODE_SOCKET": self._node.path, "REGROW_TOKEN": "t", **env}
         request = {"number": number, "env": surroundings, "log": str(self._logs)}
         self.control.sendall(frame(msgspec.msgpack.encode(request)))
-        pid = self.told(number, "pid")["pid"]
-        self._node.until(Hello, lambda hello: hello.number == number)
-        return pid
+        return self.told(number, "pid")["pid"]
 
     def told(self, number: int, key: str) -> dict[str, int]:
         """What the fork server says of a worker; waits for it."""
@@ -263,6 +267,16 @@ def test_a_worker_ends_when_asked(node: FakeNode, server: ForkServer) -> None:
 def test_the_fork_server_tells_how_a_worker_died(node: FakeNode, server: ForkServer) -> None:
     os.kill(server.fork(1), signal.SIGSEGV)
     assert os.WTERMSIG(server.told(1, "status")["status"]) == signal.SIGSEGV
+
+
+def test_a_worker_whose_node_has_just_died_says_so_without_a_traceback(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    server.begin(1, REGROW_NODE_SOCKET=str(tmp_path / "nobody.sock"))
+    assert os.waitstatus_to_exitcode(server.told(1, "status")["status"]) == 1
+    said = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
+    assert "cannot talk to the node" in said
+    assert "Traceback" not in said
 
 
 def test_workers_end_with_the_fork_server(node: FakeNode, server: ForkServer) -> None:
