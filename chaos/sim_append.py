@@ -226,6 +226,8 @@ class SimLog:
         if actor_id in self.discarded and actor_id not in self.tasks:
             return
         row = self.actors.get(actor_id) or ActorEntry(job, "pending")
+        if alive and row.state == "alive" and row.node != key and self.alive(row.node):
+            raise _Conflict(f"actor {actor_id.hex()} lives on another node")
         creation = self.tasks.get(actor_id)
         if not row.function_id and creation is not None:
             row = replace(row, function_id=creation.header.function_id)

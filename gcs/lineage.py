@@ -205,6 +205,8 @@ class Walk:
 def _why_not(task: LineageTask) -> str:
     """Why this finished task cannot run again; empty if it can."""
     name = f"task {task.task_id.hex()}"
+    if task.kind != TASK and task.max_retries == 0:
+        return f"{name}, which made it, {BY_ACTOR}: it had max_restarts=0"
     if task.kind != TASK:
         return f"{name}, which made it, {BY_ACTOR}"
     if task.max_retries == 0:

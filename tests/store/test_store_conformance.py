@@ -898,6 +898,21 @@ def test_death_is_final(cluster: Cluster) -> None:
     assert (row.state, row.error) == ("dead", why)
 
 
+def test_an_actor_lives_on_one_node(cluster: Cluster) -> None:
+    """Its driver went from one node to another, and both created it."""
+    actor_id = create_actor(cluster, max_restarts=-1)
+    one, two = cluster.nodes
+    again = Batch(actors=[(actor_id, cluster.job, True, None)])
+    cluster.log(one, again)
+    answer = cluster.append(two, again)
+    assert (answer.verdict, answer.detail) == (
+        CONFLICT,
+        f"actor {actor_id.hex()} lives on another node",
+    )
+    row = cluster.do(ops.ReadActor(actor_id))
+    assert (row.state, row.node_id, row.incarnation) == ("alive", *one)
+
+
 def test_an_actor_dies_with_its_node(cluster: Cluster) -> None:
     actor_id = create_actor(cluster)
     one, two = cluster.nodes

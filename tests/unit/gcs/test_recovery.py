@@ -133,6 +133,22 @@ def test_an_actors_large_result_does_not_come_back() -> None:
     assert "is an actor's" in failure(bench, one).message
 
 
+def test_what_only_an_actor_without_restarts_had_is_lost_though_another_is_on_its_way_back() -> (
+    None
+):
+    """That one may wait for just this object: an argument of one of its calls."""
+    bench, one, _ = with_victim([oid(1)])
+    bench.store.large(1, kind=ACTOR_CALL, made_by="actor_call", max_retries=0)
+    bench.store.large(2, kind=ACTOR_CALL, made_by="actor_call", max_retries=-1)
+    bench.store.restarting[tid(7)] = ops.RestartingActor(tid(7), 1, (2, 1))
+    bench.core.restarts.lost([bench.store.restarting[tid(7)]])
+    bench.tick()
+    assert bench.core.restarts.under_way
+    bench.say(one, Locate([oid(1), oid(2)]))
+    assert [where.object_id for where in answers(bench, one)] == [oid(1)]
+    assert "is an actor's" in failure(bench, one).message
+
+
 def test_an_ancestor_that_cannot_come_back_fails_all_that_need_it_and_nothing_else() -> None:
     bench, one, _ = with_victim([oid(n) for n in (1, 2, 3, 4)])
     bench.store.large(1, max_retries=0)
