@@ -11,7 +11,7 @@ from regrow.chaos.simulation.checks import Checks
 from regrow.chaos.simulation.clients import FUNCTIONS
 from regrow.chaos.simulation.control import ControlShells, Database
 from regrow.chaos.simulation.drivers import SimDriver
-from regrow.chaos.simulation.faults import Faults, Plan, draw, draw_more
+from regrow.chaos.simulation.faults import FAULTS_MS, Faults, Plan, draw
 from regrow.chaos.simulation.mutants import Mutation
 from regrow.chaos.simulation.node import NodeShell
 from regrow.chaos.simulation.programs import Evaluation, Profile, Program, ProgramMaker
@@ -19,23 +19,34 @@ from regrow.chaos.simulation.world import LivenessViolation, World
 from regrow.config import Config
 from regrow.gcs.core_events import ANSWERED, REFUSED, SILENT
 from regrow.ids import ContentIds, function_id
-from regrow.messages import FunctionDef, PeerMessage, Resources, RunTask, header_decoder
+from regrow.messages import FunctionDef, PeerMessage, Resources
 from regrow.scheduler import events
 
-#: Faults end after so much virtual time, milliseconds; and so much later everything has to be done.
-FAULTS_MS = 4_000.0
+#: After so much virtual time, milliseconds, everything has to be done.
 LIVENESS_MS = 60_000.0
 #: More steps than that are a livelock.
 STEPS_MAX = 150_000
+#: One more that has nothing to do is good for so many.
+STEPS_OF_A_NODE = 1_000
 
 
 class Scale(Struct):
-    """Overrides for what a seed draws; None: drawn."""
+    """Overrides for what a seed draws; None: drawn. What ``shrink`` leaves of a seed is one."""
 
     nodes: int | None = None
     drivers: int | None = None
     operations: int = 200
+    #: These kinds of faults, and no others.
     faults: list[str] | None = None
+    #: Kinds that are left out of those that were drawn.
+    without: list[str] = []
+    #: Which of the faults that strike do, by their place in the plan.
+    strikes: list[int] | None = None
+    #: Which steps of each driver's program are left, by their place.
+    steps: list[list[int]] | None = None
+    #: Another course of the same: when messages arrive, and what programs find first.
+    course: int = 0
+    #: Invariants of the cores are checked after so many steps of one.
     check_every: int = 1
 
 
@@ -50,22 +61,40 @@ class Cluster:
         show: Callable[[str], None] | None = None,
     ) -> None:
         scale = scale or Scale()
-        self.world = World(seed, show)
-        rng = self.world.rng
+        self.world = World(seed, scale.course, show, coarse=scale.check_every > 1)
         self.mutation = mutation or Mutation()
         self.check_every = scale.check_every
-        plan = draw(rng)
-        if scale.faults is not None:
-            plan = Plan(list(scale.faults), named_jobs="driver_kill" in scale.faults)
-        else:
-            draw_more(plan, random.Random(f"more of {seed}"))
-        self.faults = Faults(self, plan)
-        count = rng.randint(2, 5)
-        if rng.random() < 0.1:
-            count = 1
-        if scale.nodes is not None:
-            count = scale.nodes
-        self.config = Config(
+        self.faults = Faults(self, _plan(seed, scale))
+        # Each part of a seed is drawn apart, so that one can be changed and the others stay.
+        rng = random.Random(f"cluster {seed}")
+        count, drivers = rng.choice([1, 2, 2, 3, 3, 3, 4, 4, 5, 5]), rng.choice([1, 1, 2])
+        count, drivers = scale.nodes or count, scale.drivers or drivers
+        self.config = self._draw_config(rng)
+        self.driver_grace_s = 10_000.0
+        self._draw_latencies(rng)
+        self.programs: list[Program] = []
+        self.driver_sites: list[int] = []
+        self._make_programs(drivers, scale)
+        # What a task that runs again has let go may be gone for good: large results of actors.
+        self.may_fail = self.faults.may_fail or any(p.flaky for p in self.programs)
+        self.functions = [_function(number) for number in range(FUNCTIONS)]
+        self.checks = Checks(self)
+        self.storage: dict[str, bytes] = {}
+        self.job_roots: dict[int, bytes] = {}
+        self.database = Database(self)
+        self.control = ControlShells(self, 2 if self.faults.plan.standby else 1)
+        self.operations = 0
+        self._cuts: dict[tuple[int, int], float] = {}
+        self.nodes = [self._node(slot, count) for slot in range(count)]
+        named = self.faults.plan.named_jobs
+        self.drivers = [
+            SimDriver(self, site, f"job{site}" if named else "") for site in self.driver_sites
+        ]
+        self._done = 0
+        self._steps_max = STEPS_MAX + count * STEPS_OF_A_NODE
+
+    def _draw_config(self, rng: random.Random) -> Config:
+        return Config(
             lease_ttl_s=1.0,
             renew_interval_s=0.3,
             append_pipeline=rng.choice([1, 2, 3]),
@@ -75,40 +104,31 @@ class Cluster:
             write_behind_delay_s=0.2,
             offload_min_ms=rng.choice([1.0, 50.0]),
             pipeline_depth=rng.choice([1, 4, 16]),
-            max_replay_s=plan.max_replay_s,
+            max_replay_s=self.faults.plan.max_replay_s,
         )
-        self.driver_grace_s = 10_000.0
-        self._draw_latencies()
-        drivers = scale.drivers or rng.choice([1, 1, 2])
-        self.programs: list[Program] = []
-        self._make_programs(drivers, scale.operations)
-        # What a task that runs again has let go may be gone for good: large results of actors.
-        self.may_fail = self.faults.may_fail or any(p.flaky for p in self.programs)
-        self.functions = [_function(number) for number in range(FUNCTIONS)]
-        self.checks = Checks(self)
-        self.storage: dict[str, bytes] = {}
-        self.job_roots: dict[int, bytes] = {}
-        self.database = Database(self)
-        self.control = ControlShells(self, 2 if plan.standby else 1)
-        self.operations = 0
-        self._kills: dict[bytes, int] = {}
-        self._cuts: dict[tuple[int, int], float] = {}
-        self.nodes = [self._node(slot, count) for slot in range(count)]
-        self.drivers = [
-            SimDriver(self, site, f"job{site}" if plan.named_jobs else "")
-            for site in self._driver_sites
-        ]
-        self._done = 0
 
-    def _draw_latencies(self) -> None:
-        rng = self.world.rng
-        slow = "slow_links" in self.faults.plan.enabled
-        self._latency_ms = rng.choice([5.0, 40.0]) if slow else 0.5
-        commits = "slow_commits" in self.faults.plan.enabled
-        self._database_ms = rng.choice([20.0, 150.0]) if commits else 1.0
+    def _draw_latencies(self, rng: random.Random) -> None:
+        slow, commits = rng.choice([5.0, 40.0]), rng.choice([20.0, 150.0])
+        self._latency_ms = slow if "slow_links" in self.faults.plan.enabled else 0.5
+        self._database_ms = commits if "slow_commits" in self.faults.plan.enabled else 1.0
 
-    def _make_programs(self, drivers: int, operations: int) -> None:
-        rng = self.world.rng
+    def _make_programs(self, drivers: int, scale: Scale) -> None:
+        """Longer and longer ones, until there are enough operations."""
+        length = scale.operations // 2
+        while True:
+            self.programs, self.driver_sites = [], []
+            self._draw_programs(random.Random(f"programs {self.world.seed}"), drivers, length)
+            self.golden = self._evaluate()
+            if self.golden.operations >= scale.operations:
+                break
+            length += length // 4 + 1
+        if scale.steps is not None:
+            for site, kept in zip(self.driver_sites, scale.steps, strict=True):
+                program = self.programs[site]
+                program.steps = [program.steps[place] for place in kept]
+            self.golden = self._evaluate()
+
+    def _draw_programs(self, rng: random.Random, drivers: int, length: int) -> None:
         profile = Profile(
             large=rng.choice([0.0, 0.2, 0.6]),
             actors=rng.choice([0, 1, 2]),
@@ -116,18 +136,22 @@ class Cluster:
             refs=rng.choice([0.0, 0.3, 0.6]),
             compute_ms=rng.choice([0.5, 5.0, 20.0]),
         )
-        self._driver_sites = []
+        if self.faults.plan.harmless:
+            profile.recoverable = 1.0  # another actor has nowhere to go when its node drains
         maker = ProgramMaker(rng, profile, self.programs)
         for _ in range(drivers):
-            self._driver_sites.append(maker.driver(operations // 2 // drivers).site)
-        self.golden = Evaluation(self.programs)
-        for site in self._driver_sites:
-            self.golden.run(site, [], [])
+            self.driver_sites.append(maker.driver(length // drivers).site)
+
+    def _evaluate(self) -> Evaluation:
+        golden = Evaluation(self.programs)
+        for site in self.driver_sites:
+            golden.run(site, [], [])
+        return golden
 
     def _node(self, slot: int, count: int) -> NodeShell:
-        rng = self.world.rng
+        rng = random.Random(f"node {slot} {self.world.seed}")
         total: Resources = {"CPU": rng.choice([1, 2, 2, 4]) * 10_000}
-        if slot == count - 1 or rng.random() < 0.3:
+        if rng.random() < 0.3 or slot == count - 1:
             total["special"] = 10_000
         arena = rng.choice([400_000, 1_500_000, 50_000_000])
         return NodeShell(self, slot, total, arena)
@@ -158,7 +182,7 @@ class Cluster:
             for _ in range(50):
                 if not world.step():
                     raise LivenessViolation("nothing happens any more")
-            if world.now > limit_ms or world.steps > STEPS_MAX:
+            if world.now > limit_ms or world.steps > self._steps_max:
                 raise LivenessViolation(f"{why()} ({world.now / 1000:.1f} s)")
 
     def driver_done(self, driver: SimDriver) -> None:
@@ -266,6 +290,10 @@ class Cluster:
                     other.life, self.latency(), other.peers.reset, node.node_id, node.incarnation
                 )
 
+    def cut(self, slot: int, other: int, until_ms: float) -> None:
+        """Until then nothing gets from one of these nodes to the other."""
+        self._cuts[slot, other] = self._cuts[other, slot] = until_ms
+
     def cut_until(self, slot: int, node_id: int) -> float:
         """Until when nothing gets from this node to that one; 0: it does."""
         for other in self.nodes:
@@ -274,108 +302,14 @@ class Cluster:
                 return until if until > self.world.now else 0.0
         return 0.0
 
-    # --- faults -----------------------------------------------------------------------------------
 
-    # Each returns whether there was something to strike.
-
-    def _some_node(self) -> NodeShell:
-        return self.world.rng.choice(self.nodes)
-
-    def fault_cut_links(self) -> bool:
-        rng = self.world.rng
-        a, b = rng.randrange(len(self.nodes)), rng.randrange(len(self.nodes))
-        until = self.world.now + rng.choice([20.0, 200.0, 2_000.0])
-        self._cuts[a, b] = self._cuts[b, a] = until
-        return a != b
-
-    def fault_node_crash(self) -> bool:
-        rng = self.world.rng
-        node = self._some_node()
-        struck = node.crash()
-        self.world.after(rng.choice([5.0, 50.0, 3_000.0]), node.start)
-        return struck
-
-    def fault_node_pause(self) -> bool:
-        rng = self.world.rng
-        node = self._some_node()
-        struck = node.pause()
-        self.world.after(rng.choice([50.0, 800.0, 2_500.0]), node.resume)
-        return struck
-
-    def fault_worker_crash(self) -> bool:
-        """A worker dies, unless its tasks would be failed for having killed too many."""
-        node = self._some_node()
-        if node.paused or not node.workers:
-            return False
-        worker = self.world.rng.choice(list(node.workers.values()))
-        ids = [worker.frame.task_id] if worker.frame is not None else []
-        ids += [self.task_id_of(run) for run in worker.queue]
-        core = node.core
-        view = core.pool.workers.get(worker.worker) if core is not None else None
-        if view is not None:
-            ids += list(view.in_flight)
-        elif core is not None:  # it is being welcomed, and may be given any of these meanwhile
-            ids += list(core.tasks.tasks)
-        most = self.config.worker_kills_max - 1
-        if any(self._kills.get(task_id, 0) >= most for task_id in ids):
-            return False
-        for task_id in dict.fromkeys(ids):
-            self._kills[task_id] = self._kills.get(task_id, 0) + 1
-        self.world.trace(worker.name, "is killed")
-        node.worker_dies(worker)
-        return True
-
-    @staticmethod
-    def task_id_of(run: RunTask) -> bytes:
-        return header_decoder.decode(run.spec).task_id
-
-    def fault_gcs_crash(self) -> bool:
-        shell = self.control.some()
-        struck = shell.crash()
-        self.world.after(self.world.rng.choice([5.0, 300.0, 2_000.0]), shell.start)
-        return struck
-
-    def fault_gcs_pause(self) -> bool:
-        shell = self.control.some()
-        struck = shell.pause()
-        self.world.after(self.world.rng.choice([50.0, 600.0, 2_500.0]), shell.resume)
-        return struck
-
-    def fault_session_break(self) -> bool:
-        node = self._some_node()
-        if node.session_with is None:
-            return False
-        node.session_with.break_session(node)
-        return True
-
-    def fault_log_break(self) -> bool:
-        return self._some_node().log.break_off()
-
-    def fault_postgres_stop(self) -> bool:
-        struck = self.database.stop()
-        self.world.after(self.world.rng.choice([20.0, 500.0, 2_000.0]), self.database.start)
-        return struck
-
-    def fault_driver_kill(self) -> bool:
-        """SIGKILL of a driver with a named job: the same program is run again, a while later."""
-        rng = self.world.rng
-        driver = rng.choice(self.drivers)
-        if not driver.job_name or driver.frame.waits == ("end",):
-            return False
-        driver.kill()
-        for node in self.nodes:
-            node.driver_died(driver)
-        successor = SimDriver(self, driver.site, driver.job_name)
-        self.drivers[self.drivers.index(driver)] = successor
-        self.world.after(rng.choice([1.0, 50.0, 1_000.0]), successor.connect)
-        return True
-
-    def fault_driver_break(self) -> bool:
-        driver = self.world.rng.choice(self.drivers)
-        if driver.node is None or driver.welcome is None or driver.finished:
-            return False
-        driver.node.break_client(driver)
-        return True
+def _plan(seed: int, scale: Scale) -> Plan:
+    plan = draw(seed, scale.faults)
+    if scale.strikes is not None:
+        plan.faults = [plan.faults[place] for place in scale.strikes]
+    plan.enabled = [kind for kind in plan.enabled if kind not in scale.without]
+    plan.faults = [fault for fault in plan.faults if fault.kind in plan.enabled]
+    return plan
 
 
 def _function(number: int) -> FunctionDef:

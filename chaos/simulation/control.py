@@ -63,7 +63,7 @@ class Database:
             return
         result = self.cluster.checks.append(append)
         self.world.trace("postgres", f"{append.node}.{append.incarnation} {append.number}", result)
-        if faults.answer_is_lost():
+        if faults.happens("lost_answers"):
             node.run(life, node.log.break_off)
             return
         if node.log.answers is not None:
@@ -81,7 +81,7 @@ class Database:
         result = self.store.execute(operation)
         self.world.trace("postgres", f"executes {number}", result)
         self.cluster.checks.executed(operation, result)
-        answer = failed if faults.answer_is_lost() else result
+        answer = failed if faults.happens("lost_answers") else result
         control.reply(life, gcs_events.StoreReplied(number, answer))
 
 
@@ -98,7 +98,6 @@ class ControlShells:
 
     def __init__(self, cluster: Cluster, count: int) -> None:
         names = ["gcs", "standby"][:count]
-        self._rng = cluster.world.rng
         self.shells = [ControlShell(cluster, name) for name in names]
         self.announced = self.shells[0]
 
@@ -107,12 +106,6 @@ class ControlShells:
         for shell in self.shells:
             shell.resume()
             shell.start()
-
-    def some(self) -> ControlShell:
-        """One of them: more often the one that leads."""
-        if len(self.shells) == 1 or self._rng.random() < 0.7:
-            return self.announced
-        return self._rng.choice(self.shells)
 
 
 class ControlShell:

@@ -9,11 +9,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from regrow.chaos.sim_store import SimStore
-from regrow.chaos.sim_tables import NodeKey, NodeRow
+from regrow.chaos.sim_tables import NodeKey, NodeRow, TaskRow
 from regrow.config import Config
 from regrow.gcs.core import Core as ControlCore
 from regrow.gcs.core_events import Settings
-from regrow.gcs.operations import ActorRestored, Append, Operation
+from regrow.gcs.operations import ActorRestored, Append, AppendResult, Batch, Operation
 from regrow.ids import TASK_ID_SIZE, ContentIds
 from regrow.messages import Value
 from regrow.objectstore.core import StoreCore
@@ -21,6 +21,7 @@ from regrow.objectstore.effects import ObjectKey
 from regrow.scheduler.core import Core, NodeSettings
 from regrow.scheduler.events import Effect
 from regrow.scheduler.journal import Journal
+from regrow.scheduler.ledger import Ledger, Shape
 
 
 class Mutation:
@@ -174,6 +175,83 @@ class TrimmedTooEarly(Mutation):
         return _HeadlongTrimming(now)
 
 
+class _ForgetfulCheckpoints(SimStore):
+    def execute(self, op: Operation | Append) -> Any:
+        result = super().execute(op)
+        return replace(result, checkpoint=b"") if isinstance(result, ActorRestored) else result
+
+
+class CheckpointForgotten(Mutation):
+    """A saved state is in the log, and its bytes are not: the actor begins anew, and only the calls
+    after that state run again."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _ForgetfulCheckpoints(now)
+
+
+class _StutteringStore(SimStore):
+    def execute(self, op: Operation | Append) -> Any:
+        result = super().execute(op)
+        if not isinstance(result, ActorRestored) or not result.calls:
+            return result
+        return replace(result, calls=[result.calls[0], *result.calls])
+
+
+class CallAppliedTwice(Mutation):
+    """An actor that is restored executes one of its calls twice."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _StutteringStore(now)
+
+
+class _SkippingStore(SimStore):
+    def append(self, append: Append) -> AppendResult:
+        if append.number % 7 == 0:
+            append = replace(append, batch=Batch())
+        return super().append(append)
+
+
+class CommitSkipped(Mutation):
+    """Now and then a batch is acknowledged, and nothing of it is in the log."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _SkippingStore(now)
+
+
+class _LossyStore(SimStore):
+    def put_task(self, task_id: bytes, row: TaskRow) -> None:
+        if task_id in self.tasks or task_id[-1] % 16:
+            super().put_task(task_id, row)
+
+
+class LineageDropped(Mutation):
+    """The log lacks the rows of some tasks."""
+
+    def store(self, now: Callable[[], float]) -> SimStore:
+        return _LossyStore(now)
+
+
+class _LeakyLedger(Ledger):
+    _released = 0
+
+    def release(self, shape: Shape, gpus: list[int]) -> None:
+        self._released += 1
+        if self._released % 10:
+            super().release(shape, gpus)
+
+
+class ResourceLeaked(Mutation):
+    """One task in ten keeps its CPU for ever."""
+
+    def core(
+        self, settings: NodeSettings, config: Config, store: StoreCore,
+        file_path: Callable[[ObjectKey], str],
+    ) -> Core:  # fmt: skip
+        core = super().core(settings, config, store, file_path)
+        core.ledger = _LeakyLedger(settings.total)
+        return core
+
+
 MUTANTS: dict[str, type[Mutation]] = {
     "fencing-off": FencingOff,
     "output-released-early": OutputReleasedEarly,
@@ -184,4 +262,9 @@ MUTANTS: dict[str, type[Mutation]] = {
     "calls-replayed-in-another-order": CallsReplayedInAnotherOrder,
     "checkpoint-ahead": CheckpointAhead,
     "trimmed-too-early": TrimmedTooEarly,
+    "checkpoint-forgotten": CheckpointForgotten,
+    "call-applied-twice": CallAppliedTwice,
+    "commit-skipped": CommitSkipped,
+    "lineage-dropped": LineageDropped,
+    "resource-leaked": ResourceLeaked,
 }

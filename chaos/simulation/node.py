@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from regrow.chaos.simulation.clients import SimClient
 from regrow.chaos.simulation.drivers import SimDriver
@@ -25,6 +25,7 @@ from regrow.messages import (
     ClientMessage,
     FromStore,
     Hello,
+    Leave,
     NodeDied,
     Nodes,
     NodeStatus,
@@ -44,6 +45,10 @@ from regrow.scheduler.events import Effect, Event
 if TYPE_CHECKING:
     from regrow.chaos.simulation.cluster import Cluster
     from regrow.chaos.simulation.control import ControlShell
+
+#: A node that leaves waits so long for its last batches, and for its word to the control store.
+LOGGED_WITHIN_MS: Final = 2_000.0
+TOLD_WITHIN_MS: Final = 1_000.0
 
 
 class NodeShell:
@@ -69,6 +74,9 @@ class NodeShell:
         self.core = None
         self.incarnation = 0
         self.paused = False
+        #: It was drained, and is about to go; then it is started again after so long.
+        self.leaving = False
+        self.starts_again_ms = 0.0
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.log = NodeLog(self)
         self.peers = NodePeers(self)
@@ -233,10 +241,29 @@ class NodeShell:
                 self.bytes.delete(effect)
             case events.Restart(reason):
                 self._restart(reason)
-            case events.StopNode(reason) | events.LeaveCluster(reason):
+            case events.LeaveCluster(reason):
+                self.leaving = True
+                self._leave(reason, world.now + LOGGED_WITHIN_MS)
+            case events.StopNode(reason):
                 cluster.checks.require(False, f"{self.name} stopped: {reason}")
             case _:
                 assert_never(effect)
+
+    def _leave(self, reason: str, until_ms: float) -> None:
+        """It goes once its log is in Postgres and the control store has been told, if that can
+        be."""
+        if not self.log.idle and self.world.now < until_ms:
+            self.schedule(self.life, 1.0, self._leave, reason, until_ms)
+            return
+        if self.session_with is not None and self._session_up is not None:
+            self._session_up.send(self.session_with.said, self.session, Leave(reason))
+            self._session_up.send(self.run, self.life, self._end)
+        self.schedule(self.life, TOLD_WITHIN_MS, self._end)
+
+    def _end(self) -> None:
+        start_ms = self.starts_again_ms
+        self.crash()
+        self.world.after(start_ms, self.start)
 
     def _restart(self, reason: str) -> None:
         """The daemon executes itself anew; its workers die, its clients see the end."""
@@ -434,7 +461,7 @@ class NodeShell:
     # --- workers ----------------------------------------------------------------------------------
 
     def _fork(self, number: int) -> None:
-        if self.cluster.faults.worker_fails_to_start():
+        if self.cluster.faults.happens("worker_fails_to_start"):
             self.handle(events.WorkerExited(number, 9))
             return
         worker = self.workers[number] = SimWorker(self.cluster, self, number)

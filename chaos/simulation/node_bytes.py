@@ -148,13 +148,17 @@ class NodeBytes:
         self._node.handle(events.Fetched(effect.key, ok))
 
     def _store(self, effect: events.StoreBytes) -> None:
+        if self._node.cluster.faults.happens("storage_fails"):
+            refused = events.Stored(effect.key[0], "", "storage", "it is not there")
+            self._node.handle(refused)
+            return
         path = f"storage/{effect.key[0].hex()}"
         self._node.cluster.storage[path] = self._read(effect.key, effect.offset)
         self._node.handle(events.Stored(effect.key[0], path))
 
     def _spill(self, effect: events.SpillBytes) -> None:
         spill = effect.spill
-        ok = not self._node.cluster.faults.spill_fails()
+        ok = not self._node.cluster.faults.happens("spill_fails")
         if ok:
             self.spilled[spill.key] = self._read(spill.key, spill.offset)
         self._node.handle(events.Spilled(spill.key, ok))
@@ -162,7 +166,7 @@ class NodeBytes:
     def _restore(self, effect: events.RestoreBytes) -> None:
         restore = effect.restore
         data = self.spilled.get(restore.key)
-        ok = data is not None and not self._node.cluster.faults.spill_fails()
+        ok = data is not None and not self._node.cluster.faults.happens("spill_fails")
         if ok and data is not None:
             offset = restore.offset if isinstance(restore, Restore) else -1
             self._write(restore.key, offset, data)

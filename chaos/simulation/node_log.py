@@ -26,6 +26,11 @@ class NodeLog:
         #: When the last append was asked for.
         self.last_append = 0.0
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was appended is answered."""
+        return not self._unanswered
+
     def connect(self) -> None:
         node = self._node
         self._connection += 1

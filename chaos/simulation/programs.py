@@ -202,6 +202,8 @@ class Evaluation:
 
     def __init__(self, programs: list[Program]) -> None:
         self._programs = programs
+        #: Steps that programs made.
+        self.operations = 0
         self.values: dict[int, list[Golden]] = {}
         #: What each call is given: (arguments, nested references).
         self.given: dict[int, tuple[list[Golden], list[Golden]]] = {}
@@ -241,6 +243,7 @@ class Evaluation:
             except StopIteration as stop:
                 result: Result = stop.value
                 return result, sure
+            self.operations += 1
             answer = None
             match step:
                 case ("submit", site, child_deps, child_nested, actor):

@@ -17,10 +17,13 @@ from typing import Final
 from msgspec import Struct, field
 
 from regrow.chaos.simulation.cluster import Cluster, Scale
+from regrow.chaos.simulation.faults import KINDS
 from regrow.chaos.simulation.mutants import MUTANTS, Mutation
 
 #: Seeds that a process is given at a time: few, so that progress shows and none is idle for long.
 CHUNK: Final = 20
+#: In so many seeds every kind of fault has to strike.
+SEEDS_ENOUGH: Final = 1000
 
 
 class Failure(Struct, frozen=True):
@@ -39,12 +42,15 @@ class Report(Struct):
 
     seeds: int = 0
     operations: int = 0
+    #: Of the seed with the fewest.
+    least: int = 0
     steps: int = 0
     #: How often each kind of fault struck.
     fired: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = []
 
     def add(self, other: Report) -> None:
+        self.least = min(self.least, other.least) if self.seeds else other.least
         self.seeds += other.seeds
         self.operations += other.operations
         self.steps += other.steps
@@ -75,26 +81,23 @@ def run_seeds(
     report = Report()
     for seed in seeds:
         cluster, error = run_seed(seed, mutant, scale)
-        report.seeds += 1
-        report.operations += cluster.operations
-        report.steps += cluster.world.steps
-        report.fired += cluster.faults.fired
-        if error:
-            report.failures.append(Failure(seed, error, replay_command(seed, mutant)))
-            if len(report.failures) >= stop_at:
-                break
+        failures = [Failure(seed, error, replay_command(seed, mutant, scale))] if error else []
+        operations, steps = cluster.operations, cluster.world.steps
+        report.add(Report(1, operations, operations, steps, cluster.faults.fired, failures))
+        if error and len(report.failures) >= stop_at:
+            break
     return report
 
 
 def run_in_processes(
-    seeds: range, jobs: int, mutant: str = "", scale: Scale | None = None
+    seeds: range, jobs: int, mutant: str = "", scale: Scale | None = None, stop_at: int = CHUNK
 ) -> Generator[Report, None, None]:
     """Runs seeds in ``jobs`` processes; reports of a few seeds each, as they come. A caller that
     has seen enough closes the iterator: what has begun is awaited, nothing else begins."""
     chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
     if jobs == 1:
         for chunk in chunks:
-            yield run_seeds(chunk, mutant, len(chunk), scale)
+            yield run_seeds(chunk, mutant, stop_at, scale)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_in_process) as pool:
@@ -103,7 +106,7 @@ def run_in_processes(
             while chunks or running:
                 while chunks and len(running) < 2 * jobs:
                     chunk = chunks.pop(0)
-                    running.add(pool.submit(run_seeds, chunk, mutant, len(chunk), scale))
+                    running.add(pool.submit(run_seeds, chunk, mutant, stop_at, scale))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
@@ -117,10 +120,23 @@ def _in_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def replay_command(seed: int, mutant: str = "") -> str:
+def replay_command(seed: int, mutant: str = "", scale: Scale | None = None) -> str:
     """Prints the trace of a seed."""
-    suffix = f" --mutant {mutant}" if mutant else ""
-    return f"regrow chaos simulate --seed {seed}{suffix}"
+    words = [f"regrow chaos simulate --seed {seed}"]
+    words += [f"--mutant {mutant}"] if mutant else []
+    if scale is not None and scale.nodes is not None:
+        words.append(f"--nodes {scale.nodes}")
+    if scale is not None and scale.faults is not None:
+        words.append(f"--faults {','.join(scale.faults)}")
+    return " ".join(words)
+
+
+def never_fired(report: Report, scale: Scale) -> list[str]:
+    """Kinds of faults that never struck although there were seeds enough."""
+    kinds = KINDS if scale.faults is None else scale.faults
+    if report.seeds < SEEDS_ENOUGH:
+        return []
+    return [kind for kind in kinds if not report.fired[kind]]
 
 
 def _place(error: Exception) -> str:

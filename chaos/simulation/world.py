@@ -26,12 +26,20 @@ class LivenessViolation(AssertionError):
 class World:
     """``now`` is in milliseconds. ``show`` is given every line of the trace, if wanted."""
 
-    def __init__(self, seed: int, show: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        course: int = 0,
+        show: Callable[[str], None] | None = None,
+        coarse: bool = False,
+    ) -> None:
         self.seed = seed
-        self.rng = random.Random(seed)
+        self.rng = random.Random(f"course {course} of {seed}")
         self.now = 0.0
         self.steps = 0
         self._show = show
+        #: Of what happens only the kind is in the trace.
+        self._coarse = coarse
         self._queue: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._number = 0
         self._hash = blake2b(digest_size=16)
@@ -61,7 +69,8 @@ class World:
         """Adds a line. ``detail`` is any message or event; it is shown, and its bytes count."""
         self._hash.update(f"{self.now:.4f} {who} {what}".encode())
         if detail is not None:
-            self._hash.update(_encode(detail))
+            what_else = type(detail).__name__.encode() if self._coarse else _encode(detail)
+            self._hash.update(what_else)
         if self._show is not None:
             text = "" if detail is None else describe(detail)
             self._show(f"{self.now:11.3f} {who:>8} {what} {text}".rstrip())

@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from regrow.chaos.simulation.faults import KINDS
 from regrow.chaos.simulation.runner import run_seeds
 
 SEEDS = int(os.environ.get("REGROW_SIM_SEEDS", "3000"))
@@ -22,4 +23,5 @@ def test_every_task_ends_once_with_the_golden_result_whatever_fails(case: int) -
     share = SEEDS // CASES
     report = run_seeds(range(case * share, (case + 1) * share))
     assert not report.failures, "\n" + "\n".join(map(str, report.failures))
-    assert report.operations > 100 * share
+    assert report.operations > 200 * share
+    assert [kind for kind in KINDS if not report.fired[kind]] == [], "they never struck"
