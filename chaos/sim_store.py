@@ -35,7 +35,7 @@ from regrow.messages import (
     JobCode,
     header_decoder,
     keyed_content,
-    spec_of_driver,
+    spec_that_goes_on,
 )
 
 CLUSTER_ID: Final = b"simulated store."
@@ -305,9 +305,11 @@ class SimStore(SimReads):
             )
             if not found or gone or row.status in (OK, PENDING) or self._is_history(row):
                 continue
-            spec = spec_of_driver(row.spec, entry.driver)
+            submitted = row.header.max_retries
+            spec = spec_that_goes_on(row.spec, entry.driver, row.attempt, submitted)
+            header = replace(header_decoder.decode(spec), max_retries=submitted)
             again = replace(
-                row, spec=spec, header=header_decoder.decode(spec), holder=(0, 0), given=0,
+                row, spec=spec, header=header, holder=(0, 0), given=0,
                 attempt=row.attempt + 1, status=PENDING, outcome=None,
             )  # fmt: skip
             self.put_task(key, again)

@@ -12,7 +12,7 @@ from regrow.gcs.store_jobs import LOCK_NODES
 from regrow.gcs.store_session import Connection, Row, run
 from regrow.gcs.store_values import JOB_ENDED
 from regrow.ids import driver_task_id
-from regrow.messages import JobCode, encode, spec_of_driver
+from regrow.messages import JobCode, encode, spec_that_goes_on
 
 #: Two drivers of one name are one after the other.
 _LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtext('regrow.job'), hashtext(:name))"
@@ -81,7 +81,7 @@ ON CONFLICT DO NOTHING
 """
 #: What failed or was cancelled, and whose parent ended well: nobody will submit it again.
 _LEFT_BEHIND = f"""
-SELECT t.task_id, t.spec FROM regrow.task_log t
+SELECT t.task_id, t.spec, t.attempt, t.max_retries FROM regrow.task_log t
 WHERE t.part = :part AND t.job = :job AND t.status IN (2, 3, 4) AND t.spec IS NOT NULL
     AND NOT (t.status = 2 AND t.kind = 2 AND EXISTS (
         SELECT FROM regrow.actors a WHERE a.actor_id = t.actor_id
@@ -190,7 +190,7 @@ def _let_go_on(
     if not rows:
         return
     ids = [row.task_id for row in rows]
-    specs = [spec_of_driver(row.spec, driver) for row in rows]
+    specs = [spec_that_goes_on(row.spec, driver, row.attempt, row.max_retries) for row in rows]
     run(connection, _GO_ON, part=which["part"], ids=ids, specs=specs)
     run(connection, _NOTE_DISCARDED, job=which["job"], ids=ids)
 

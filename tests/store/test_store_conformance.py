@@ -23,6 +23,7 @@ from regrow.ids import answers_object_id, driver_task_id, object_id, put_object_
 from regrow.messages import (
     ACTOR_CALL,
     ACTOR_CREATION,
+    CHECKPOINT,
     DRIVER_SHIFT,
     OK,
     PENDING,
@@ -747,6 +748,28 @@ def test_children_whose_parents_are_found_go_on_in_a_job_that_is_resumed(cluster
     assert {header_decoder.decode(task.spec).driver for task in held} == {2}
     assert {task.attempt for task in held} == {3}
     assert list(given) == [node[0]], "the node that submitted them lives"
+
+
+def test_however_often_a_job_is_resumed_its_tasks_have_all_their_retries(cluster: Cluster) -> None:
+    node, other = cluster.nodes
+    job = resume(cluster).job
+    parent = cluster.task(job=job, outcome=small())
+    left = [
+        cluster.task(job=job, parent=parent.header.task_id, max_retries=most) for most in (0, 2, -1)
+    ]
+    cluster.log(node, Batch(functions=[FUNCTION], submitted=[parent, *left]))
+    for root in (b"a second driver.", b"a third driver..", b"a fourth driver."):
+        cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+        resume(cluster, root)
+        given = cluster.do(ops.Sweep(cluster.epoch, [other])).reassigned
+        held = {task_ids([task])[0]: task for tasks in given.values() for task in tasks}
+        for submitted in left:
+            task = held[submitted.header.task_id]
+            header = header_decoder.decode(task.spec)
+            most = submitted.header.max_retries
+            allowed = header.max_retries + 1 - task.attempt
+            assert allowed == most if most >= 0 else header.max_retries == -1
+            assert bool(header.flags & CHECKPOINT) is (most == 0), "it is never made again"
 
 
 def test_a_detached_job_ends_when_nothing_in_it_is_unfinished(cluster: Cluster) -> None:

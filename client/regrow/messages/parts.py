@@ -167,6 +167,21 @@ def spec_of_driver(spec: bytes, driver: int) -> bytes:
     return msgspec.msgpack.encode(msgspec.structs.replace(decoded, flags=flags))
 
 
+def spec_that_goes_on(spec: bytes, driver: int, attempt: int, max_retries: int) -> bytes:
+    """The specification of a task that goes on in a job that is resumed, after ``attempt``.
+
+    The attempts that it had are not counted: its number in the log goes on, and so does the limit.
+    ``max_retries`` is what it was submitted with. What may not be made again stays so.
+    """
+    decoded = spec_decoder.decode(spec_of_driver(spec, driver))
+    if max_retries < 0:
+        return msgspec.msgpack.encode(decoded)
+    flags = decoded.flags | (CHECKPOINT if max_retries == 0 and decoded.kind == TASK else 0)
+    # The one that is to come counts two: this one is not begun before it is given to a node.
+    limit = max_retries + attempt + 1
+    return msgspec.msgpack.encode(msgspec.structs.replace(decoded, max_retries=limit, flags=flags))
+
+
 def keyed_content(spec: bytes | msgspec.Raw) -> tuple[str, bytes]:
     """Of the spec of a task with a key: that, and a digest of what was submitted under it."""
     options = spec_decoder.decode(spec).options
