@@ -6,7 +6,9 @@ import datetime
 import json
 import subprocess
 import sys
+from collections import Counter
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import psycopg
@@ -19,6 +21,8 @@ from regrow import _cli_chaos, _cli_list, _cli_render, _cli_sql
 from regrow._cli_database import Connection
 from regrow._cli_list import LISTINGS, conditions
 from regrow._cli_start import node_options, parse_size
+from regrow.chaos.simulation.cluster import Scale
+from regrow.chaos.simulation.runner import SEEDS_ENOUGH, Report, never_fired
 
 
 class TestStartingQuickly:
@@ -234,4 +238,22 @@ class TestSimulating:
 
     def test_a_mutant_that_is_none_is_refused_with_those_there_are(self) -> None:
         with pytest.raises(typer.BadParameter, match="fencing-off"):
-            _cli_chaos.simulate(range(1), "nonsense", 1)
+            _cli_chaos.known_mutant("nonsense")
+
+    def test_kinds_of_faults_that_are_none_are_refused_with_those_there_are(self) -> None:
+        assert _cli_chaos.scale_of(None, "drain,log_break").faults == ["drain", "log_break"]
+        with pytest.raises(typer.BadParameter, match="postgres_stop"):
+            _cli_chaos.scale_of(None, "earthquake")
+
+    def test_a_file_that_is_no_case_is_refused(self, tmp_path: Path) -> None:
+        broken = tmp_path / "case.json"
+        broken.write_text("{")
+        with pytest.raises(typer.BadParameter, match="case"):
+            _cli_chaos.replay_file(broken)
+
+    def test_a_kind_that_never_struck_in_many_seeds_is_named(self) -> None:
+        few = Report(seeds=SEEDS_ENOUGH - 1)
+        many = Report(seeds=SEEDS_ENOUGH, fired=Counter({"drain": 3}))
+        scale = Scale(faults=["drain", "log_break"])
+        assert never_fired(few, scale) == []
+        assert never_fired(many, scale) == ["log_break"]
