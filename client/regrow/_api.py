@@ -278,7 +278,7 @@ def _has_failed(client: Client) -> bool:
     ended_well = _end.status()
     if ended_well is None and client.job_name:
         print(UNKNOWN.format(client.job_name), file=sys.stderr)
-    return not ended_well
+    return ended_well is False or (ended_well is None and bool(client.job_name))
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
@@ -317,6 +317,7 @@ def _forked() -> None:
 
 _end = ProgramEnd()
 _end.watch()
+atexit.register(_end.let_go)  # after the next one
 atexit.register(shutdown, True)
 os.register_at_fork(after_in_child=_forked)
 _client.set_start(_init_by_default)

@@ -89,6 +89,11 @@ class ProgramEnd:
         if threading.current_thread() is threading.main_thread():
             self._raised = error
 
+    def let_go(self) -> None:
+        """Nobody asks any more. The frame and the exception would keep what the program has until
+        the interpreter can no longer run its finalizers."""
+        self._main = self._raised = None
+
     def status(self) -> bool | None:
         """While the interpreter exits: whether the program ended well; None: that is unknown."""
         if hasattr(sys, "ps1"):
