@@ -30,7 +30,7 @@ from regrow.gcs.operations import (
     PutRow,
     Submitted,
 )
-from regrow.gcs.store_values import CANCELLED
+from regrow.gcs.store_values import CANCELLED, JOB_ENDED
 from regrow.messages import (
     OK,
     PENDING,
@@ -233,6 +233,8 @@ class SimLog:
             row = replace(row, function_id=creation.header.function_id)
         if row.max_restarts is None and creation is not None:
             row = replace(row, max_restarts=creation.header.max_retries)
+        if not self._runs(job) and error is None:
+            error = JOB_ENDED
         if row.state != "dead":
             state = "alive" if alive and self._runs(job) else "dead"
             if state == "dead" and error is None and self._runs(row.job) and row.may_restart:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision in ``migrations/versions``.
-HEAD: Final = "0012"
+HEAD: Final = "0013"
 #: Key of the advisory lock under which a database is migrated.
 _MIGRATION_LOCK: Final = 0x7265_6772_6F77
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"

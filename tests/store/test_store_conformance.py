@@ -772,6 +772,27 @@ def test_however_often_a_job_is_resumed_its_tasks_have_all_their_retries(cluster
             assert bool(header.flags & CHECKPOINT) is (most == 0), "it is never made again"
 
 
+def test_an_actor_that_is_known_only_after_its_jobs_end_comes_back_with_it(
+    cluster: Cluster,
+) -> None:
+    home = cluster.nodes[0]
+    job = resume(cluster).job
+    lives, gone = (cluster.new_id() for _ in range(2))
+    creations = [
+        cluster.task(
+            task_id=actor_id, kind=ACTOR_CREATION, actor_id=actor_id, job=job, max_retries=-1,
+            parent=driver_task_id(b"root of a driver"), outcome=small(),
+        )
+        for actor_id in (lives, gone)
+    ]  # fmt: skip
+    cluster.log(home, Batch(functions=[FUNCTION], submitted=creations))
+    cluster.do(ops.EndJob(cluster.epoch, job, "failed"))
+    cluster.log(home, Batch(actors=[(lives, job, True, None), (gone, job, False, None)]))
+    assert cluster.do(ops.ReadActor(lives)).state == "dead"
+    resumed = resume(cluster, b"another driver..")
+    assert sorted(one.actor_id for one in resumed.restarting) == sorted([lives, gone])
+
+
 def test_a_detached_job_ends_when_nothing_in_it_is_unfinished(cluster: Cluster) -> None:
     node = cluster.nodes[0]
     one, two, three = (
