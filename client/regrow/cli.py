@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import typer.core
 
 from regrow._commands_chaos import chaos
 from regrow._commands_job import job
