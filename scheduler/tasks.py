@@ -851,18 +851,24 @@ class TaskTable:
         large = [i for i, returned in enumerate(done.returns) if returned.data is None]
         left = len(large)
         refused: events.Stored | None = None
+        # The worker lets go of these as it ends the task; the values that hold them come later.
+        inner = [ref for returned in done.returns for ref in returned.refs]
+        for ref in inner:
+            core.objects.entry(ref).pins += 1
 
         def stored(event: events.Stored) -> None:
             nonlocal left, refused
             left -= 1
             if not event.path:
                 refused = event
-            if left or self.tasks.get(task.header.task_id) is not task:
+            if left:
                 return
-            if refused is None:
-                self.complete(task, done.status, done.returns, done.duration_us)
-            else:
-                self._not_stored(task, refused)
+            if self.tasks.get(task.header.task_id) is task:
+                if refused is None:
+                    self.complete(task, done.status, done.returns, done.duration_us)
+                else:
+                    self._not_stored(task, refused)
+            core.objects.unpin(inner)
 
         for index in large:
             entry = core.objects.entry(object_id(task.header.task_id, index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import msgpack
 
-from regrow.ids import driver_task_id, put_object_id
+from regrow.ids import driver_task_id, object_id, put_object_id
 from regrow.messages import (
     OK,
     TASK_ERROR,
@@ -13,6 +13,7 @@ from regrow.messages import (
     Create,
     Done,
     Drop,
+    JobClosed,
     Return,
     Run,
     Seal,
@@ -116,3 +117,38 @@ def test_a_put_that_was_spilled_first_is_brought_back_to_be_written_behind() -> 
         node.say(events.Stored(oid, "storage/x"))
     node.commit_all()
     assert [s for b in node.batches() for s in b.stored] == [(oid, "storage/x") for oid in puts]
+
+
+def test_what_a_result_refers_to_is_held_while_the_task_waits_for_storage() -> None:
+    node, worker = running()
+    spec = node.spec(num_returns=2, max_retries=0)
+    node.submit(spec)
+    oid, large = put_object_id(node.ids.next_id()), object_id(spec.task_id, 1)
+    node.client(worker, Create(oid, 0, BIG))
+    node.client(worker, Seal(oid, spec.task_id, 1, BIG, digest(b"bytes")))
+    node.client(worker, Create(large, 1, BIG))
+    returns = [Return(1, digest(b"x"), b"x", [oid]), Return(BIG, digest(b"bytes"), None)]
+    node.client(worker, Done([TaskDone(spec.task_id, 1, OK, returns, 1000)]))
+    node.client(worker, Drop([oid]))
+    assert node.core.transport.store.lookup((oid, 0)) is not None
+    node.say(events.Stored(large, "storage/x"))
+    node.commit_all()
+    assert node.core.transport.store.lookup((oid, 0)) is not None, "the driver's value has it"
+    node.client(DRIVER, Drop([first(spec), large]))
+    assert node.core.transport.store.lookup((oid, 0)) is None
+    assert oid not in node.core.objects.entries
+
+
+def test_what_a_result_referred_to_is_let_go_where_its_job_ended_before_storage_answered() -> None:
+    node, worker = running()
+    spec = node.spec(max_retries=0)
+    node.submit(spec)
+    oid = put(node, worker, spec.task_id)
+    node.client(worker, Create(first(spec), 1, BIG))
+    returned = Return(BIG, digest(b"bytes"), None, [oid])
+    node.client(worker, Done([TaskDone(spec.task_id, 1, OK, [returned], 1000)]))
+    node.client(worker, Drop([oid]))
+    node.say(events.StoreSaid(JobClosed(1, 0)))
+    node.say(events.Stored(first(spec), "storage/x"))
+    node.commit_all()
+    assert oid not in node.core.objects.entries
