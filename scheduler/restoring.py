@@ -62,7 +62,8 @@ class Restorer:
         core.actors.returns(actor)
         for held in order.calls:
             core.tasks.no_longer_elsewhere(header_decoder.decode(held.spec).task_id)
-        self._hold_for_handles(actor, order.creation.submitter)
+        of_this_driver = creation.driver == order.creation.driver
+        self._hold_for_handles(actor, order.creation.submitter if of_this_driver else 0)
         if order.checkpoint:
             # Its constructor runs only where the class loads its state itself.
             before = creation.deps if order.custom else []
@@ -71,8 +72,8 @@ class Restorer:
         core.tasks.hold(order.creation, creation, rebuild=True, restore=order.checkpoint)
 
     def _hold_for_handles(self, actor: Actor, submitter: int) -> None:
-        """The node where the actor was made knows of its handles. If that is gone, nobody does: it
-        lives as long as its job."""
+        """The node where the actor was made knows of its handles. If that is gone, or an earlier
+        driver of the job made the actor there, nobody does: it lives as long as its job."""
         entry = self._core.objects.entry(object_id(actor.actor_id, 0))
         view = self._core.nodes.get(submitter)
         # In a later incarnation it has forgotten them.

@@ -12,6 +12,7 @@ from regrow.messages import (
     RECOVERABLE,
     CloseJob,
     Committed,
+    Exit,
     HandedTask,
     HandOver,
     HeldTask,
@@ -19,6 +20,7 @@ from regrow.messages import (
     JobDropped,
     LookUpTasks,
     Nodes,
+    PeerDrop,
     Rebuild,
     Registered,
     RestoreActor,
@@ -34,6 +36,7 @@ from regrow.messages import (
     flags_of_driver,
     header_decoder,
 )
+from regrow.objectstore.layout import digest
 from regrow.scheduler import events
 from tests.unit.scheduler.harness import FUNCTION, Harness, view
 
@@ -165,6 +168,23 @@ def test_an_actor_restored_for_a_driver_is_not_dropped_when_the_first_of_its_tas
     harness.say(events.StoreSaid(order))
     handed(harness, of_driver(harness.spec(), 3))
     assert harness.core.actors.table[creation.task_id].restoration is not None
+
+
+def test_an_actor_that_an_earlier_driver_had_made_lives_as_long_as_its_job() -> None:
+    """The node where it was made has dropped that driver, with what it knew of handles."""
+    harness = node()
+    made = of_driver(harness.spec(max_retries=-1, flags=RECOVERABLE), 1)
+    creation = structs.replace(made, kind=ACTOR_CREATION, actor_id=made.task_id)
+    held = HeldTask(Raw(encode(creation)), 2, 2, [digest(b"x")], OK, driver=2)
+    order = RestoreActor(creation.task_id, 1, held, [], 0, [], b"", 0, False)
+    harness.say(events.StoreSaid(order))
+    worker = harness.worker()
+    harness.finish(worker, creation, attempt=2)
+    harness.commit_all()
+    harness.say(events.PeerSaid(2, PeerDrop([object_id(creation.task_id, 0)]), 1))
+    assert not harness.messages(worker, Exit)
+    harness.say(events.StoreSaid(JobClosed(1, 2)))
+    assert creation.task_id not in harness.core.actors.table
 
 
 def test_what_an_ended_jobs_call_submits_when_it_runs_again_is_looked_up() -> None:
