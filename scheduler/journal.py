@@ -10,7 +10,7 @@ Nothing here waits or does I/O: ``close`` hands a batch out, ``committed`` takes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from regrow.gcs.operations import Batch, Event, NewHolder, Outcome, PutRow, Submitted
@@ -183,6 +183,14 @@ class Journal:
         else:
             values.append(value)
         return True
+
+    def withdraw(self, node_id: int, object_ids: Sequence[bytes]) -> None:
+        """The peer is not to be told of these any more."""
+        for batch in self.waiting():
+            values = batch.peer_values.pop(node_id, None)
+            left = [v for v in values or () if v.object_id not in object_ids]
+            if left:
+                batch.peer_values[node_id] = left
 
     # --- batches ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ How bytes get here is ``transport``'s business, how tasks make objects ``tasks``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -359,7 +359,10 @@ class ObjectTable:
             else:
                 self.need_value(entry)
 
-    def peer_drop(self, node_id: int, object_ids: Iterable[bytes]) -> None:
+    def peer_drop(self, node_id: int, object_ids: Sequence[bytes]) -> None:
+        # Nor is it told of what it let go of before the commit: if its job was closed, the next
+        # driver makes the same object anew, perhaps another way.
+        self._core.journal.withdraw(node_id, object_ids)
         for object_id in object_ids:
             entry = self.entries.get(object_id)
             if entry is not None and entry.peers is not None:

@@ -21,6 +21,7 @@ from regrow.messages import (
     LookUpTasks,
     Nodes,
     PeerDrop,
+    PeerValues,
     Rebuild,
     Registered,
     RestoreActor,
@@ -185,6 +186,22 @@ def test_an_actor_that_an_earlier_driver_had_made_lives_as_long_as_its_job() -> 
     assert not harness.messages(worker, Exit)
     harness.say(events.StoreSaid(JobClosed(1, 2)))
     assert creation.task_id not in harness.core.actors.table
+
+
+def test_a_peer_that_let_go_of_a_result_is_not_told_of_it_after_the_commit() -> None:
+    """It has dropped the driver; the next one may have the result made anew."""
+    harness = node()
+    dropped, kept = of_driver(harness.spec(), 1), of_driver(harness.spec(), 1)
+    handed(harness, dropped)
+    handed(harness, kept)
+    worker = harness.worker()
+    harness.finish(worker, dropped)
+    harness.finish(worker, kept)
+    harness.say(events.PeerSaid(2, PeerDrop([object_id(dropped.task_id, 0)]), 1))
+    harness.commit_all()
+    told = [e.message for e in harness.of(events.ToPeer) if isinstance(e.message, PeerValues)]
+    ids = [value.object_id for message in told for value in message.values]
+    assert ids == [object_id(kept.task_id, 0)]
 
 
 def test_what_an_ended_jobs_call_submits_when_it_runs_again_is_looked_up() -> None:
