@@ -300,6 +300,9 @@ class Fencing:
         self._sweeping = False
         self.hand_out(fenced.reassigned, fenced.functions)
         self.restarting(fenced.restarting)
+        if reply.repeated:  # what the first one reassigned is not in the answer of the next
+            for node in self._members.nodes.values():
+                self._context.execute(ReadGiven(*node.key), _Resuming(*node.key))
         if self._sweep_again:
             self._sweep_again = False
             self.sweep()

@@ -13,6 +13,7 @@ from regrow.messages import (
     Leave,
     Locate,
     Locations,
+    LookUpTasks,
     NodeDied,
     Nodes,
     NodeStatus,
@@ -188,6 +189,22 @@ def test_tasks_handed_to_a_node_just_after_its_death_are_swept_soon() -> None:
     bench.store.reassigned = {1: [held(tid(6))]}
     bench.tick(2.1)
     assert len(bench.last(one, Reassigned).tasks) == 1
+
+
+def test_tasks_of_a_sweep_whose_answer_was_lost_are_told_of_when_it_is_repeated() -> None:
+    bench = Bench()
+    one = bench.join()
+    bench.store.pending(8, holder=0)
+    bench.hold = (ops.Sweep,)
+    bench.say(one, LookUpTasks(1, [tid(8)]))
+    bench.store.pending(8, holder=1)
+    bench.store.reassigned = {1: [held(tid(8))]}
+    bench.store.given = {1: [held(tid(8))]}
+    bench.lose_answers = 1
+    bench.release()
+    assert bench.of(one, Reassigned) == []
+    bench.tick(1.0)
+    assert [task.spec for task in bench.last(one, Reassigned).tasks] == [held(tid(8)).spec]
 
 
 def test_a_resumed_session_keeps_the_incarnation_and_hears_again_what_it_was_given() -> None:
