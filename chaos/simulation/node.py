@@ -381,8 +381,13 @@ class NodeShell:
         client.up = Pipe(self.world, self.cluster.local_ms)
         client.number = number
         client.arena = self.bytes
-        client.up.send(self.run, self.life, self.handle, events.ClientArrived(number, hello))
+        client.up.send(self.run, self.life, self._client_arrived, number, hello)
         return number
+
+    def _client_arrived(self, number: int, hello: Hello) -> None:
+        """Not where its process died before its greeting was read: nothing follows its end."""
+        if number in self.clients:
+            self.handle(events.ClientArrived(number, hello))
 
     def client_said(self, life: int, number: int, message: ClientMessage) -> None:
         self.run(life, self._client_said, number, message)
