@@ -1,4 +1,4 @@
-"""Bugs put into real processes turn a scenario red."""
+"""A bug put into real processes turns a scenario red; `make chaos-mutants` tries all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from regrow.chaos.mutation import REAL, real
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", sorted(REAL))
-def test_a_bug_in_real_processes_is_found(mutant: str) -> None:
+def test_a_bug_in_real_processes_is_found() -> None:
+    mutant = "call-applied-twice"
     found = real(mutant)
     assert REAL[mutant][1] in found.finding
