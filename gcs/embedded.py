@@ -127,13 +127,17 @@ def start(
         return running
     home = claim_home(resolved(data_dir))
     with locked(home, patience.is_over):
-        if _postmaster(home) is None:
-            binaries = postgres_binaries.select(home.data, home.user)
-            if not home.data.exists():
-                _create_data(home, binaries.directory, fsync=fsync)
-            _write_configuration(home, binaries, fsync=fsync, settings=settings)
-            _launch(home, binaries.directory, patience)
-        return _await_ready(home, patience)
+        while True:
+            if _postmaster(home) is None:
+                binaries = postgres_binaries.select(home.data, home.user)
+                if not home.data.exists():
+                    _create_data(home, binaries.directory, fsync=fsync)
+                _write_configuration(home, binaries, fsync=fsync, settings=settings)
+                _launch(home, binaries.directory, patience)
+            # One that was found may be about to end: whoever was stopping it was killed.
+            server = _await_ready(home, patience)
+            if server is not None:
+                return server
 
 
 def status(data_dir: Path) -> EmbeddedServer | None:
@@ -341,7 +345,8 @@ def _ended(pipe: int) -> bool:
         return False
 
 
-def _await_ready(home: Home, patience: Patience) -> EmbeddedServer:
+def _await_ready(home: Home, patience: Patience) -> EmbeddedServer | None:
+    """None: it has ended."""
     while True:
         postmaster = _postmaster(home)
         if postmaster is not None and postmaster.ready:
@@ -352,6 +357,8 @@ def _await_ready(home: Home, patience: Patience) -> EmbeddedServer:
                 f"it may be recovering from a crash and goes on doing so: try again, or see "
                 f"{home.log}"
             )
+        if postmaster is None:
+            return None
         time.sleep(POLL_INTERVAL_S)
 
 

@@ -175,6 +175,20 @@ def test_a_server_that_says_nothing_while_it_recovers_is_given_up_and_found_late
     assert rows(embedded.start(data_dir, fsync=False)) == [7]
 
 
+def test_a_server_that_is_just_ending_is_followed_by_another(data_dir: Path) -> None:
+    """Who was stopping it may have been killed."""
+    first = embedded.start(data_dir)
+    client = psycopg.connect(first.url)
+    os.kill(first.pid, signal.SIGTERM)  # it waits for its clients
+    wait_until(lambda: embedded.status(data_dir) is None)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(embedded.start, data_dir, timeout_s=10)
+        client.close()
+        second = starting.result(20)
+    assert second.pid != first.pid
+    write_row(second, 1)
+
+
 def test_the_supervisor_ends_with_its_server(data_dir: Path) -> None:
     server = embedded.start(data_dir, fsync=False)
     supervisor = parent_of(server.pid)
