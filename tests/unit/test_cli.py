@@ -40,7 +40,7 @@ class TestStartingQuickly:
         heavy = {"psycopg", "rich", "numpy", "grpc", "sqlalchemy", "pyarrow", "msgspec", "asyncio"}
         roots, ours = done.stderr.splitlines()
         assert heavy.isdisjoint(json.loads(roots.replace("'", '"')))
-        assert ours == "['regrow.cli']"
+        assert ours == "['regrow._commands_chaos', 'regrow._commands_job', 'regrow.cli']"
 
 
 class TestSizes:
