@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -395,8 +395,3 @@ def _set(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-
-def members_of(sessions: Mapping[int, object]) -> list[int]:
-    """The processes of these sessions."""
-    return _daemons.session_members(sessions)

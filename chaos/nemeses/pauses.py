@@ -18,49 +18,47 @@ from regrow.chaos.stage import START_S, Stage, wait_until
 from regrow.cluster_utils import Node
 
 
-class NodePause(Nemesis):
-    """SIGSTOP of all processes of a node, and SIGCONT when healed: past its lease, a zombie."""
-
-    name: ClassVar[str] = "node_pause"
+class _Pause(Nemesis):
+    """Processes that stand still from SIGSTOP to SIGCONT."""
 
     def __init__(self, options: dict[str, object]) -> None:
         super().__init__(options)
         self._stopped: list[int] = []
+
+    def _stop(self, pids: list[int]) -> None:
+        self._stopped = pids
+        _signal(pids, signal.SIGSTOP)
+
+    def heal(self, stage: Stage) -> None:
+        _signal(self._stopped, signal.SIGCONT)
+        self._stopped = []
+
+
+class NodePause(_Pause):
+    """SIGSTOP of all processes of a node, and SIGCONT when healed: past its lease, a zombie."""
+
+    name: ClassVar[str] = "node_pause"
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
         nodes = stage.nodes()
         if self._stopped or not nodes:
             return ""
         node = rng.choice(nodes)
-        self._stopped = _daemons.session_members([node.pid])
-        _signal(self._stopped, signal.SIGSTOP)
+        self._stop(_daemons.session_members([node.pid]))
         return f"node {node.node_id}"
 
-    def heal(self, stage: Stage) -> None:
-        _signal(self._stopped, signal.SIGCONT)
-        self._stopped = []
 
-
-class GcsPause(Nemesis):
+class GcsPause(_Pause):
     """SIGSTOP of the control store that leads, and SIGCONT: it may still think that it leads."""
 
     name: ClassVar[str] = "gcs_pause"
-
-    def __init__(self, options: dict[str, object]) -> None:
-        super().__init__(options)
-        self._stopped: list[int] = []
 
     def inject(self, stage: Stage, rng: random.Random) -> str:
         pid = stage.gcs_pid()
         if self._stopped or not pid:
             return ""
-        self._stopped = [pid]
-        _signal(self._stopped, signal.SIGSTOP)
+        self._stop([pid])
         return f"control store {pid}"
-
-    def heal(self, stage: Stage) -> None:
-        _signal(self._stopped, signal.SIGCONT)
-        self._stopped = []
 
 
 class NodeDrain(Nemesis):
